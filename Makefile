@@ -1,0 +1,53 @@
+# Paceline. `make up` and `make test` are the two commands to know; both need only Python >= 3.11 and a package index.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: help up demo test lint format lock clean
+
+help:            ## what there is to do
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+up: $(VENV)/.local           ## the whole pipeline on this machine; ^C stops it
+	@$(BIN)/paceline up
+
+demo: $(VENV)/.local         ## the pipeline, a sandbox upstream and a mixed queue, with live progress
+	@$(BIN)/paceline demo
+
+test: $(VENV)/.dev           ## the whole test suite
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev           ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.dev         ## let ruff mend what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+lock:            ## resolve the requirements again (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --no-header pyproject.toml -o requirements/base.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --no-header pyproject.toml --extra local --group dev -c requirements/base.txt -o requirements/dev.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --no-header pyproject.toml --extra local --group build -c requirements/dev.txt -o requirements/local.txt
+
+clean:           ## forget the virtual environment and the local data
+	rm -rf $(VENV) .paceline
+
+# One environment, grown in two steps: what runs, then what tests. The stamps name what has been installed.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Paceline needs Python 3.11 or newer; set PYTHON=")'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.local: $(VENV)/bin/python requirements/local.txt pyproject.toml
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/local.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.local requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@

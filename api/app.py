@@ -1,0 +1,52 @@
+"""The application, wired where everybody can see it."""
+
+import re
+import time
+
+import structlog
+from flask import Flask, Response, g, request
+from flask.json.provider import DefaultJSONProvider
+from ulid import ULID
+
+from api import auth, errors, limiting, messaging, operations
+from workers import telemetry
+from workers.bootstrap import Adapters
+
+MAX_BODY = 8 * 1024 * 1024
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+def create_app(adapters: Adapters) -> Flask:
+    """The API over these adapters."""
+    app = Flask("paceline")
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+    app.url_map.strict_slashes = False
+    assert isinstance(app.json, DefaultJSONProvider)
+    app.json.sort_keys = False
+    app.before_request(_begin)
+    app.after_request(_end)
+    errors.install(app)
+    auth.install(app, adapters.settings)
+    limiting.install(app, adapters.tokens, adapters.settings.api_rate_limit)
+    app.register_blueprint(messaging.blueprint(adapters))
+    app.register_blueprint(operations.blueprint(app, adapters))
+    app.register_blueprint(operations.docs())
+    return app
+
+
+def _begin() -> None:
+    given = request.headers.get("X-Request-Id", "")
+    g.request_id = given if _SANE_REQUEST_ID.fullmatch(given) else str(ULID())
+    g.began = time.perf_counter()
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(request_id=g.request_id)
+
+
+def _end(response: Response) -> Response:
+    response.headers["X-Request-Id"] = g.request_id
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers.setdefault("Cache-Control", "no-store")
+    route = request.url_rule.rule if request.url_rule else "unmatched"
+    telemetry.http_requests.labels(route, response.status_code).inc()
+    telemetry.http_request_seconds.labels(route).observe(time.perf_counter() - g.began)
+    return response

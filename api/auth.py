@@ -1,0 +1,160 @@
+"""Who calls, what they may do, and which accounts they may know of.
+
+Tokens are JWTs with `sub`, `role` and `accounts`. Which keys and algorithms are taken follows from the settings alone,
+never from the token: with a secret, HS256 and nothing else; with a public key, the algorithm of that kind of key.
+"""
+
+import json
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from flask import Flask, g
+from flask_jwt_extended import JWTManager, create_access_token, get_jwt, verify_jwt_in_request
+
+from api.errors import ApiError, not_authenticated
+from workers.domain.errors import NotFound
+from workers.settings import BadSetting, Settings
+
+DEFAULT_ACCOUNT = "default"
+
+
+class Role(StrEnum):
+    OPERATOR = "operator"
+    ADMIN = "admin"
+    OPS = "ops"
+
+
+EVERYONE = (Role.OPERATOR, Role.ADMIN, Role.OPS)
+SENDERS = (Role.OPERATOR, Role.ADMIN)
+ADMINS = (Role.ADMIN,)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """accounts: the ids they may know of; None for all."""
+
+    subject: str
+    role: Role
+    accounts: tuple[str, ...] | None
+
+    def sees(self, account_id: str) -> bool:
+        return self.accounts is None or account_id in self.accounts
+
+    def account(self, account_id: str | None) -> str:
+        """The account they mean. Raises NotFound for one they may not know of, in the words for one that is missing."""
+        if account_id is None:
+            only = self.accounts if self.accounts and len(self.accounts) == 1 else None
+            account_id = only[0] if only else DEFAULT_ACCOUNT
+        if not self.sees(account_id):
+            raise NotFound(f"No account {account_id}")
+        return account_id
+
+    def scope(self, account_id: str | None = None) -> tuple[str, ...] | None:
+        """The accounts a question is about: one, if it names one, else all they may know of."""
+        return self.accounts if account_id is None else (self.account(account_id),)
+
+
+def install(app: Flask, settings: Settings) -> None:
+    app.config.update(
+        JWT_TOKEN_LOCATION=["headers"],
+        JWT_HEADER_TYPE="Bearer",
+        JWT_ACCESS_TOKEN_EXPIRES=timedelta(hours=12),
+        JWT_DECODE_LEEWAY=0,
+        **_keys(settings),
+    )
+    manager = JWTManager(app)
+    if settings.jwt_jwks_file:
+        keys = {key.key_id: key for key in jwt.PyJWKSet.from_dict(json.loads(settings.jwt_jwks_file.read_text())).keys}
+
+        @manager.decode_key_loader
+        def by_key_id(header: dict[str, Any], _claims: dict[str, Any]) -> Any:
+            key = keys.get(header.get("kid")) if header.get("kid") else next(iter(keys.values()))
+            if key is None or key.algorithm_name != header.get("alg"):
+                raise jwt.InvalidKeyError("no such key")
+            return key.key
+
+
+def identify() -> Caller:
+    """The caller of this request. Raises 401 for no token, a bad one, or one without our claims."""
+    verify_jwt_in_request()
+    claims = get_jwt()
+    accounts = claims.get("accounts")
+    try:
+        role = Role(str(claims.get("role")))
+    except ValueError:
+        raise not_authenticated() from None
+    if not isinstance(accounts, list) or not all(isinstance(account, str) for account in accounts):
+        raise not_authenticated()
+    if not isinstance(claims.get("sub"), str) or not claims["sub"]:
+        raise not_authenticated()
+    return Caller(claims["sub"], role, None if "*" in accounts else tuple(accounts))
+
+
+def authorize(roles: tuple[Role, ...]) -> Caller:
+    """Identify the caller and hold them to the route's roles."""
+    caller = identify()
+    g.caller = caller
+    if caller.role not in roles:
+        allowed = " or ".join(roles)
+        raise ApiError(403, f"This needs the role {allowed}; the token has {caller.role}")
+    return caller
+
+
+def issue_token(secret: str, *, subject: str, role: Role, accounts: list[str], ttl: timedelta) -> str:
+    """A token that `identify` takes, signed with the shared secret."""
+    app = Flask("token")
+    app.config.update(JWT_SECRET_KEY=secret, JWT_ALGORITHM="HS256")
+    JWTManager(app)
+    with app.app_context():
+        claims = {"role": str(role), "accounts": accounts}
+        return create_access_token(subject, expires_delta=ttl, additional_claims=claims)
+
+
+def _keys(settings: Settings) -> dict[str, Any]:
+    """Exactly one source of keys, and the algorithms that go with it."""
+    given = [
+        name
+        for name, value in (
+            ("JWT_SECRET_KEY", settings.jwt_secret_key),
+            ("JWT_PUBLIC_KEY", settings.jwt_public_key),
+            ("JWT_JWKS_FILE", settings.jwt_jwks_file),
+        )
+        if value
+    ]
+    if len(given) != 1:
+        found = " and ".join(given) or "none"
+        raise BadSetting("JWT_SECRET_KEY", found, "set exactly one of JWT_SECRET_KEY, JWT_PUBLIC_KEY, JWT_JWKS_FILE")
+    if settings.jwt_secret_key:
+        return {
+            "JWT_SECRET_KEY": settings.jwt_secret_key,
+            "JWT_ALGORITHM": "HS256",
+            "JWT_DECODE_ALGORITHMS": ["HS256"],
+        }
+    if settings.jwt_public_key:
+        algorithm = _algorithm(settings.jwt_public_key)
+        return {
+            "JWT_PUBLIC_KEY": settings.jwt_public_key,
+            "JWT_ALGORITHM": algorithm,
+            "JWT_DECODE_ALGORITHMS": [algorithm],
+        }
+    return {"JWT_ALGORITHM": "RS256", "JWT_DECODE_ALGORITHMS": ["RS256", "PS256", "ES256", "EdDSA"]}
+
+
+def _algorithm(pem: str) -> str:
+    try:
+        key = load_pem_public_key(pem.encode())
+    except ValueError as error:
+        raise BadSetting("JWT_PUBLIC_KEY", "(not shown)", f"is not a PEM public key: {error}") from error
+    match key:
+        case rsa.RSAPublicKey():
+            return "RS256"
+        case ec.EllipticCurvePublicKey():
+            return "ES256"
+        case ed25519.Ed25519PublicKey() | ed448.Ed448PublicKey():
+            return "EdDSA"
+    raise BadSetting("JWT_PUBLIC_KEY", "(not shown)", "must be an RSA, EC or Ed25519 key")

@@ -1,0 +1,195 @@
+"""The messaging routes of a channel: contract §1."""
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from flask import Blueprint, g, request
+from werkzeug.exceptions import NotFound as NoSuchRoute
+
+from api import schemas
+from api.auth import ADMINS, EVERYONE, SENDERS
+from api.endpoint import endpoint
+from api.errors import ApiError
+from workers.bootstrap import Adapters
+from workers.domain.state import State, Status
+from workers.services.cancel import cancel
+from workers.services.queries import AccountStatus, Dossier
+from workers.store import queries
+from workers.store.queries import FailureFilter, MessageFilter
+from workers.store.session import Row
+
+KEY_LENGTH = 255
+
+
+def blueprint(adapters: Adapters) -> Blueprint:
+    routes = Blueprint("messaging", __name__, url_prefix="/api/<channel>/messaging")
+    submitter, reader, failures = adapters.submitter(), adapters.reader(), adapters.failures()
+
+    @routes.url_value_preprocessor
+    def _known_channel(_endpoint: str | None, values: dict[str, Any] | None) -> None:
+        if (values or {}).pop("channel", None) not in adapters.channels:
+            raise NoSuchRoute
+
+    @routes.get("/test")
+    @endpoint("Is the API there?", roles=None, answers={200: schemas.Alive})
+    def test() -> Any:
+        return {"channel": request.path.split("/")[2], "timestamp": datetime.now(UTC)}, 200
+
+    @routes.get("/status")
+    @endpoint(
+        "How things stand",
+        roles=EVERYONE,
+        query=schemas.Narrow,
+        answers={200: schemas.StatusOut},
+        errors=(404,),
+    )
+    def status(query: dict[str, Any]) -> Any:
+        now = datetime.now(UTC)
+        found = reader.status(g.caller.scope(query.get("account_id")))
+        if query.get("account_id") and not found.accounts:
+            raise ApiError(404, f"No account {query['account_id']}")
+        depth, in_flight, dead = found.depth, found.in_flight, found.dead_letters
+        health = "degraded" if found.troubles else "healthy"
+        return {
+            "queue": {
+                "depth": depth,
+                "in_flight": in_flight,
+                "dlq_count": dead,
+                "total": depth + in_flight + dead,
+            },
+            "processing": {
+                "estimated_time_seconds": round(found.done_s, 3),
+                "rate_limit": ", ".join(str(limit).replace("/", " messages/") for limit in found.limits),
+                "last_processed_at": found.last_processed_at,
+            },
+            "health": {"status": health, "message": "; ".join(found.troubles) or "All systems operational"},
+            "accounts": [_account(account, now) for account in found.accounts],
+            "timestamp": now,
+        }, 200
+
+    @routes.post("/send")
+    @endpoint(
+        "Queue a message",
+        roles=SENDERS,
+        body=schemas.Send,
+        answers={202: schemas.Receipt},
+        errors=(404, 409, 413, 415),
+        headers={
+            "Idempotency-Key": "The same key and body again answer with the same message (at most 255 characters)"
+        },
+    )
+    def send(body: dict[str, Any]) -> Any:
+        key = _idempotency_key()
+        account_id = g.caller.account(body.pop("account_id", None))
+        body["media_ids"] = tuple(body["media_ids"])
+        receipt = submitter.submit(
+            body,
+            account_id,
+            subject=g.caller.subject,
+            key=key,
+            fingerprint=hashlib.sha256(request.path.encode() + b"\n" + g.body).hexdigest(),
+        )
+        headers = {"Location": f"{request.path.removesuffix('send')}messages/{receipt.message_id}"}
+        if receipt.replayed:
+            headers["Idempotent-Replayed"] = "true"
+        return receipt, 202, headers
+
+    @routes.get("/messages")
+    @endpoint(
+        "Messages, newest first", roles=SENDERS, query=schemas.MessagesQuery, answers={200: schemas.MessagePage},
+        errors=(404,),
+    )  # fmt: skip
+    def messages(query: dict[str, Any]) -> Any:
+        scope = g.caller.scope(query.get("account_id"))
+        status: Status | None = query.get("status")
+        wanted = MessageFilter(
+            states=status.states if status else (),
+            recipient_id=query.get("recipient_id"),
+            account_id=query.get("account_id"),
+            batch_id=query.get("batch_id"),
+            before_id=query.get("cursor"),
+        )
+        limit = query["limit"]
+        rows = queries.messages(adapters.db, wanted, scope, limit + 1)
+        page = rows[:limit]
+        return {
+            "messages": [_message(row) for row in page],
+            "next_cursor": page[-1]["id"] if len(rows) > limit else None,
+        }, 200
+
+    @routes.get("/messages/<message_id>")
+    @endpoint("A message whole", roles=SENDERS, answers={200: schemas.MessageWhole}, errors=(404,))
+    def message(message_id: str) -> Any:
+        return _whole(reader.message(message_id, g.caller.scope())), 200
+
+    @routes.delete("/messages/<message_id>")
+    @endpoint("Cancel a waiting message", roles=SENDERS, answers={200: schemas.Cancelled}, errors=(404, 409))
+    def delete(message_id: str) -> Any:
+        cancel(adapters.db, message_id, scope=g.caller.scope(), by=g.caller.subject)
+        return {"message_id": message_id}, 200
+
+    @routes.get("/failed")
+    @endpoint(
+        "Open dead letters, latest first", roles=SENDERS, query=schemas.FailedQuery, answers={200: schemas.FailedPage},
+        errors=(404,),
+    )  # fmt: skip
+    def failed(query: dict[str, Any]) -> Any:
+        scope = g.caller.scope(query.get("account_id"))
+        limit, offset = query.pop("limit"), query.pop("offset")
+        wanted = FailureFilter(**query)
+        rows, total = queries.failures(adapters.db, wanted, scope, limit, offset)
+        return {
+            "messages": [_message(row) for row in rows],
+            "total": total,
+            "limit": limit,
+            "offset": offset,
+        }, 200
+
+    @routes.post("/<message_id>/retry")
+    @endpoint("Queue a failed message again", roles=ADMINS, answers={202: schemas.Retried}, errors=(404, 409))
+    def retry(message_id: str) -> Any:
+        queued_at = failures.retry(message_id, scope=g.caller.scope(), by=g.caller.subject)
+        return {"message_id": message_id, "queued_at": queued_at}, 202
+
+    return routes
+
+
+def _idempotency_key() -> str | None:
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not (1 <= len(key) <= KEY_LENGTH and key.isprintable()):
+        details = {"Idempotency-Key": [f"Must be 1 to {KEY_LENGTH} printable characters."]}
+        raise ApiError(400, "The Idempotency-Key is not valid", details=details)
+    return key
+
+
+def _message(row: Row) -> Row:
+    return row | {"status": State(row["state"]).status, "attempt_count": row["attempts"]}
+
+
+def _whole(dossier: Dossier) -> Row:
+    shown = _message(dossier.message) | {
+        "attempts": dossier.attempts,
+        "deferrals": dossier.deferrals,
+        "failures": dossier.dead_letters,
+        "position": None,
+        "estimated_at": None,
+        "blocked_by": None,
+    }
+    if dossier.waiting:
+        shown["position"] = dossier.waiting.position
+        shown["estimated_at"] = dossier.waiting.estimate.at
+        shown["blocked_by"] = dossier.waiting.estimate.blocked_by
+    return shown
+
+
+def _account(account: AccountStatus, now: datetime) -> Row:
+    next_s = account.next_token_s
+    return {
+        "account_id": account.account.id,
+        "depth": account.depth,
+        "tokens_available": account.tokens_available,
+        "next_token_at": None if next_s is None else now + timedelta(seconds=next_s),
+        "state": account.state,
+        "reason": account.reason,
+    }

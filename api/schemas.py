@@ -1,0 +1,316 @@
+"""The shapes of requests and answers. OpenAPI is generated from these, so they are also the documentation."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates_schema
+
+from workers.domain.retry import DeadLetterReason
+from workers.domain.state import Status
+from workers.services.estimate import BlockedBy
+
+METADATA_BYTES = 4096
+MESSAGE_ID = r"^msg_[0-9A-HJKMNP-TV-Z]{26}$"
+
+
+def iso(moment: datetime | None) -> str | None:
+    """ISO-8601, UTC, milliseconds, Z."""
+    if moment is None:
+        return None
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Time(fields.AwareDateTime):
+    """ISO-8601; without an offset it is UTC."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(format="iso", default_timezone=UTC, **kwargs)
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
+        return iso(value)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
+        try:
+            return super()._deserialize(value, attr, data, **kwargs).astimezone(UTC)
+        except OverflowError:
+            raise self.make_error("invalid", input=value, obj_type="datetime") from None
+
+
+class Text(fields.String):
+    """A string that PostgreSQL and UTF-8 can hold."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
+        text = super()._deserialize(value, attr, data, **kwargs)
+        _check_text(text)
+        return text
+
+
+class Whole(fields.Integer):
+    """A JSON integer: neither 5.0 nor "5" nor true."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
+        if type(value) is not int:
+            raise self.make_error("invalid", input=value)
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
+class Metadata(fields.Dict):
+    """A JSON object of at most 4 KiB."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(keys=fields.String(), **kwargs)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
+        found = super()._deserialize(value, attr, data, **kwargs)
+        try:
+            text = json.dumps(found, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        except ValueError:
+            raise ValidationError("Numbers must be finite.") from None
+        _check_text(text.replace("\\u0000", "\0"))
+        if len(text.encode()) > METADATA_BYTES:
+            raise ValidationError(f"Must be at most {METADATA_BYTES} bytes of JSON.")
+        return found
+
+
+def _check_text(text: str) -> None:
+    if "\0" in text:
+        raise ValidationError("Must not contain NUL characters.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValidationError("Must not contain half of a surrogate pair.") from None
+
+
+class Strict(Schema):
+    class Meta:
+        unknown = RAISE
+
+
+# --- in -------------------------------------------------------------------------------------------------------------
+
+
+class Send(Strict):
+    recipient_id = Text(
+        data_key="recipientId",
+        required=True,
+        validate=validate.Length(1, 255),
+        metadata={"description": "Whom it is for: the chat upstream"},
+    )
+    content = Text(
+        required=True,
+        validate=validate.Length(max=10_000),
+        metadata={"description": "1 to 10,000 characters; may be empty only with mediaIds"},
+    )
+    priority = Whole(
+        load_default=5,
+        validate=validate.Range(1, 10),
+        metadata={"description": "1 (lowest) to 10 (most urgent)"},
+    )
+    account_id = Text(
+        data_key="accountId",
+        validate=validate.Length(1, 64),
+        metadata={"description": "Whom it is from; the only account of the token, or else `default`"},
+    )
+    media_ids = fields.List(
+        Text(validate=validate.Length(1, 255)),
+        data_key="mediaIds",
+        load_default=list,
+        validate=validate.Length(max=100),
+        metadata={"description": "Ids of media uploaded upstream"},
+    )
+    send_at = Time(data_key="sendAt", allow_none=True, metadata={"description": "Not before this"})
+    expires_at = Time(data_key="expiresAt", allow_none=True, metadata={"description": "Not after this; then `expired`"})
+    batch_id = Text(
+        data_key="batchId",
+        allow_none=True,
+        validate=validate.Length(1, 255),
+        metadata={"description": "A name of yours for a group of messages"},
+    )
+    metadata = Metadata(
+        allow_none=True,
+        metadata={"description": "An object of yours, at most 4 KiB", "additionalProperties": True},
+    )
+
+    @validates_schema(skip_on_field_errors=True)
+    def _has_something_to_say(self, data: dict[str, Any], **_: Any) -> None:
+        if not data["content"] and not data["media_ids"]:
+            raise ValidationError("Must not be empty without mediaIds.", "content")
+
+
+class Narrow(Strict):
+    account_id = Text(data_key="accountId", validate=validate.Length(1, 64))
+
+
+class MessagesQuery(Narrow):
+    status = fields.Enum(Status, by_value=True)
+    recipient_id = Text(data_key="recipientId", validate=validate.Length(1, 255))
+    batch_id = Text(data_key="batchId", validate=validate.Length(1, 255))
+    limit = fields.Integer(load_default=50, validate=validate.Range(1, 200))
+    cursor = Text(
+        validate=validate.Regexp(MESSAGE_ID, error="Must be the nextCursor of an earlier answer."),
+        metadata={"description": "nextCursor of the page before"},
+    )
+
+
+class FailedQuery(Narrow):
+    reason = fields.Enum(DeadLetterReason, by_value=True)
+    recipient_id = Text(data_key="recipientId", validate=validate.Length(1, 255))
+    since = Time(metadata={"description": "Failed at this time or later"})
+    until = Time(metadata={"description": "Failed before this time"})
+    limit = fields.Integer(load_default=50, validate=validate.Range(1, 200))
+    offset = fields.Integer(load_default=0, validate=validate.Range(0, 1_000_000_000))
+
+
+# --- out ------------------------------------------------------------------------------------------------------------
+
+_MESSAGE_ID = fields.String(data_key="messageId", required=True, metadata={"pattern": MESSAGE_ID})
+
+
+class Receipt(Schema):
+    message_id = _MESSAGE_ID
+    status = fields.Constant("queued", required=True)
+    queued_at = Time(data_key="queuedAt", required=True)
+    estimated_at = Time(
+        data_key="estimatedSendTime",
+        required=True,
+        allow_none=True,
+        metadata={"description": "null if nobody can say: paused without an end, or the tokens are out of reach"},
+    )
+    message = fields.Constant("Message queued successfully", required=True)
+    account_id = fields.String(data_key="accountId", required=True)
+    position = fields.Integer(required=True, metadata={"description": "Place in the account's line; 1 is next to go"})
+    blocked_by = fields.Enum(BlockedBy, by_value=True, data_key="blockedBy", required=True, allow_none=True)
+
+
+class AttemptOut(Schema):
+    number = fields.Integer(required=True)
+    started_at = Time(data_key="time", required=True)
+    outcome = fields.String(required=True, allow_none=True, metadata={"description": "null while it is under way"})
+    http_status = fields.Integer(data_key="httpStatus", required=True, allow_none=True)
+    latency_ms = fields.Integer(data_key="latencyMs", required=True, allow_none=True)
+    error = fields.String(required=True, allow_none=True)
+
+
+class DeferralOut(Schema):
+    started_at = Time(data_key="time", required=True)
+    deferral = fields.String(data_key="reason", required=True)
+    http_status = fields.Integer(data_key="httpStatus", required=True, allow_none=True)
+    error = fields.String(required=True, allow_none=True)
+
+
+class DeadLetterOut(Schema):
+    failed_at = Time(data_key="failedAt", required=True)
+    reason = fields.String(required=True, validate=validate.OneOf(list(map(str, DeadLetterReason))))
+    error = fields.String(required=True, allow_none=True)
+    http_status = fields.Integer(data_key="httpStatus", required=True, allow_none=True)
+    closed_at = Time(data_key="closedAt", required=True, allow_none=True)
+    closed_as = fields.String(data_key="closedAs", required=True, allow_none=True)
+    closed_by = fields.String(data_key="closedBy", required=True, allow_none=True)
+
+
+class MessageOut(Schema):
+    id = _MESSAGE_ID
+    account_id = fields.String(data_key="accountId", required=True)
+    recipient_id = fields.String(data_key="recipientId", required=True)
+    content = fields.String(required=True)
+    media_ids = fields.List(fields.String(), data_key="mediaIds", required=True)
+    priority = fields.Integer(required=True)
+    status = fields.Enum(Status, by_value=True, required=True)
+    batch_id = fields.String(data_key="batchId", required=True, allow_none=True)
+    metadata = fields.Dict(required=True, allow_none=True)
+    queued_at = Time(data_key="queuedAt", required=True)
+    send_at = Time(data_key="sendAt", required=True, allow_none=True)
+    expires_at = Time(data_key="expiresAt", required=True, allow_none=True)
+    sent_at = Time(data_key="sentAt", required=True, allow_none=True)
+    ended_at = Time(data_key="endedAt", required=True, allow_none=True)
+    attempt_count = fields.Integer(data_key="attemptCount", required=True)
+    upstream_id = fields.String(data_key="upstreamId", required=True, allow_none=True)
+
+
+class MessageWhole(MessageOut):
+    attempts = fields.List(fields.Nested(AttemptOut), required=True)
+    deferrals = fields.List(fields.Nested(DeferralOut), required=True)
+    failures = fields.List(fields.Nested(DeadLetterOut), required=True)
+    position = fields.Integer(required=True, allow_none=True)
+    estimated_at = Time(data_key="estimatedSendTime", required=True, allow_none=True)
+    blocked_by = fields.Enum(BlockedBy, by_value=True, data_key="blockedBy", required=True, allow_none=True)
+
+
+class MessagePage(Schema):
+    messages = fields.List(fields.Nested(MessageOut), required=True)
+    next_cursor = fields.String(data_key="nextCursor", required=True, allow_none=True)
+
+
+class FailedMessage(MessageOut):
+    reason = fields.String(required=True, validate=validate.OneOf(list(map(str, DeadLetterReason))))
+    failure_error = fields.String(data_key="error", required=True, allow_none=True)
+    http_status = fields.Integer(data_key="httpStatus", required=True, allow_none=True)
+    failed_at = Time(data_key="failedAt", required=True)
+
+
+class FailedPage(Schema):
+    messages = fields.List(fields.Nested(FailedMessage), required=True)
+    total = fields.Integer(required=True)
+    limit = fields.Integer(required=True)
+    offset = fields.Integer(required=True)
+
+
+class Cancelled(Schema):
+    message_id = _MESSAGE_ID
+    status = fields.Constant("cancelled", required=True)
+
+
+class Retried(Schema):
+    success = fields.Constant(True, required=True)
+    message_id = _MESSAGE_ID
+    status = fields.Constant("queued", required=True)
+    queued_at = Time(data_key="queuedAt", required=True)
+
+
+class Alive(Schema):
+    status = fields.Constant("ok", required=True)
+    channel = fields.String(required=True)
+    timestamp = Time(required=True)
+
+
+class QueueOut(Schema):
+    depth = fields.Integer(required=True, metadata={"description": "Waiting, scheduled ones included"})
+    in_flight = fields.Integer(data_key="inFlight", required=True)
+    dlq_count = fields.Integer(data_key="dlqCount", required=True, metadata={"description": "Open dead letters"})
+    total = fields.Integer(required=True)
+
+
+class ProcessingOut(Schema):
+    estimated_time_seconds = fields.Float(data_key="estimatedTimeSeconds", required=True)
+    rate_limit = fields.String(data_key="rateLimit", required=True)
+    last_processed_at = Time(data_key="lastProcessedAt", required=True, allow_none=True)
+
+
+class HealthOut(Schema):
+    status = fields.String(required=True, validate=validate.OneOf(["healthy", "degraded", "down"]))
+    message = fields.String(required=True)
+
+
+class AccountStatusOut(Schema):
+    account_id = fields.String(data_key="accountId", required=True)
+    depth = fields.Integer(required=True)
+    tokens_available = fields.Integer(data_key="tokensAvailable", required=True, allow_none=True)
+    next_token_at = Time(data_key="nextTokenAt", required=True, allow_none=True)
+    state = fields.String(required=True, validate=validate.OneOf(["active", "paused", "cooldown"]))
+    reason = fields.String(required=True, allow_none=True)
+
+
+class StatusOut(Schema):
+    queue = fields.Nested(QueueOut, required=True)
+    processing = fields.Nested(ProcessingOut, required=True)
+    health = fields.Nested(HealthOut, required=True)
+    accounts = fields.List(fields.Nested(AccountStatusOut), required=True)
+    timestamp = Time(required=True)
+
+
+class Error(Schema):
+    error = fields.String(required=True)
+    code = fields.String(required=True)
+    details = fields.Dict(required=True)
+    request_id = fields.String(data_key="requestId", required=True)

@@ -1,0 +1,36 @@
+"""How Celery runs Paceline's tasks: plain data, read by `workers.celery_app`. The broker's URL comes from the settings.
+
+A task is a wake-up ("look at this account"), never a message: one that is lost or comes twice costs a look, so nothing
+here needs to be durable, acknowledged late, retried or answered.
+"""
+
+task_default_queue = "paceline"
+task_ignore_result = True
+task_serializer = "json"
+accept_content = ["json"]
+timezone = "UTC"
+
+# A lost wake-up is repeated by the reconciler from PostgreSQL; a queue of stale ones would only be in the way.
+task_acks_late = False
+task_default_delivery_mode = "transient"
+worker_prefetch_multiplier = 1
+
+# Threads: a drain waits for answers most of the time. More throughput comes from more worker processes.
+worker_pool = "threads"
+worker_concurrency = 32
+worker_enable_remote_control = False
+worker_send_task_events = False
+worker_hijack_root_logger = False
+worker_redirect_stdouts = False
+
+broker_connection_retry_on_startup = True
+broker_connection_max_retries = None
+broker_transport_options = {
+    "socket_keepalive": True,
+    "socket_timeout": 10,
+    "socket_connect_timeout": 5,
+    "health_check_interval": 10,
+}
+
+beat_scheduler = "workers.pacer:Pacer"
+beat_enable_remote_control = False

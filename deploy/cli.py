@@ -1,0 +1,230 @@
+"""The `paceline` command: contract §3. Exit codes: 0, 1 for a failure, 2 for a wrong call or setting."""
+
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from deploy.lifeline import follow_lifeline
+from deploy.sandbox.__main__ import main as run_sandbox
+from workers.settings import BadSetting, Settings
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_TTL = re.compile(r"(\d+)([smhd])")
+_TTL_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+data_dir_option = click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".paceline"),
+    show_default=True,
+    help="Where a local Paceline keeps its servers' data, its secret and its logs.",
+)
+port_option = click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+
+
+class _Ttl(click.ParamType):
+    name = "ttl"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> timedelta:
+        if isinstance(value, timedelta):
+            return value
+        match = _TTL.fullmatch(value)
+        if not match or int(match[1]) == 0:
+            self.fail(f"{value!r} is not a duration; write e.g. 30m, 12h or 7d", param, ctx)
+        return timedelta(**{_TTL_UNITS[match[2]]: int(match[1])})
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="paceline", message="%(version)s")
+def paceline() -> None:
+    """Sends outbound messages exactly as fast as the platform allows: none lost, none twice."""
+
+
+@paceline.command()
+@port_option
+@data_dir_option
+@click.option("--sandbox", is_flag=True, help="With an upstream to try things out on, in place of the real one.")
+def up(port: int, data_dir: Path, sandbox: bool) -> None:
+    """The whole pipeline on one machine; ^C stops it cleanly."""
+    from deploy.stack import Stack
+
+    stop = _stop_on_signal()
+    with Stack(data_dir, port=port, sandbox=sandbox, say=lambda line: click.echo(line, err=True)) as stack:
+        click.echo(f"ready {stack.url}")
+        _how_to_begin(stack, data_dir)
+        sys.stdout.flush()
+        stop.wait()
+        click.echo("stopping: what is in flight is finished first", err=True)
+
+
+@paceline.command()
+@click.option("--messages", type=click.IntRange(1, 200), default=30, show_default=True)
+@click.option("--rate-limit", default="10/10s", show_default=True, help="Of the sandbox, so that a demo ends soon.")
+def demo(messages: int, rate_limit: str) -> None:
+    """The pipeline with the sandbox upstream and a mixed queue, with live progress."""
+    from deploy.demo import run
+    from deploy.stack import Stack
+
+    stop = _stop_on_signal()
+    environ = {
+        **os.environ,
+        "RATE_LIMIT": rate_limit,
+        "API_RATE_LIMIT": "off",
+        "RETRY_BASE_SECONDS": "1",
+        "DATABASE_URL": "",
+        "REDIS_URL": "",
+    }
+    with (
+        tempfile.TemporaryDirectory(prefix="paceline-demo-", ignore_cleanup_errors=True) as directory,
+        Stack(Path(directory), port=0, sandbox=True, environ=environ) as stack,
+    ):
+        agreed = run(stack, messages, stop)
+    sys.exit(0 if agreed else 1)
+
+
+@paceline.command()
+@click.option("--role", type=click.Choice(["operator", "admin", "ops"]), required=True)
+@click.option("--sub", required=True, help="Who it is for.")
+@click.option("--accounts", default="*", show_default=True, help="Account ids, separated by commas, or * for all.")
+@click.option("--ttl", type=_Ttl(), default="12h", show_default=True, help="How long it is good for: 30m, 12h, 7d.")
+@data_dir_option
+def token(role: str, sub: str, accounts: str, ttl: timedelta, data_dir: Path) -> None:
+    """Print a JWT, and nothing else, on stdout."""
+    from api.auth import Role, issue_token
+    from deploy.stack import own_secret
+
+    secret = os.environ.get("JWT_SECRET_KEY")
+    if secret and len(secret.encode()) < 32:
+        raise BadSetting("JWT_SECRET_KEY", "(not shown)", "must be at least 32 bytes; make one: openssl rand -hex 32")
+    if not secret and (os.environ.get("JWT_PUBLIC_KEY") or os.environ.get("JWT_JWKS_FILE")):
+        raise click.UsageError("Tokens are issued elsewhere here (JWT_PUBLIC_KEY or JWT_JWKS_FILE is set)")
+    wanted = [account.strip() for account in accounts.split(",") if account.strip()]
+    click.echo(issue_token(secret or own_secret(data_dir), subject=sub, role=Role(role), accounts=wanted, ttl=ttl))
+
+
+@paceline.command()
+@port_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 in a container.")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes.")
+@click.option("--threads", type=click.IntRange(1, 256), default=16, show_default=True, help="Threads of each.")
+def api(port: int, host: str, workers: int, threads: int) -> None:
+    """The API, in the foreground."""
+    from deploy.serve import serve_api
+
+    serve_api(_settings(), host=host, port=port, workers=workers, threads=threads)
+
+
+@paceline.command()
+def worker() -> None:
+    """A worker, in the foreground; start as many as the machine has cores."""
+    from workers.processes import run_worker
+
+    warnings.filterwarnings("ignore", message=".*superuser privileges")  # a container's user is its own affair
+    run_worker(_settings())
+
+
+@paceline.command()
+def pacer() -> None:
+    """A pacer with its reconciler, in the foreground; two are enough to survive one."""
+    from workers.processes import run_pacer
+
+    run_pacer(_settings())
+
+
+@paceline.command()
+def migrate() -> None:
+    """Bring the schema to head."""
+    from workers.store import migrations
+
+    settings = Settings.from_env()
+    migrations.upgrade(settings.database_url)
+    click.echo(f"schema at {migrations.current(settings.database_url)}")
+
+
+@paceline.command()
+def check() -> None:
+    """Configuration and connections, each with its fix."""
+    from deploy.check import run
+
+    sys.exit(0 if run(click.echo) else 1)
+
+
+paceline.add_command(run_sandbox, "sandbox")
+
+
+def main() -> None:
+    """The entry point: errors as one line for people, with the contract's exit codes."""
+    follow_lifeline()
+    try:
+        paceline(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(1)
+    except BadSetting as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except (RuntimeError, OSError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("PACELINE_DEBUG"):
+            raise
+        click.echo(f"Error: {type(error).__name__}: {error} (PACELINE_DEBUG=1 shows where)", err=True)
+        sys.exit(1)
+
+
+def _settings() -> Settings:
+    """For a process of production: settings read, logs configured."""
+    from workers.telemetry import configure_logging
+
+    settings = Settings.from_env()
+    configure_logging(settings.log_format)
+    return settings
+
+
+def _stop_on_signal() -> threading.Event:
+    """Set on ^C or SIGTERM. During start-up the first one interrupts whatever is going on."""
+    stop = threading.Event()
+
+    def heard(*_: object) -> None:
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, heard)
+    return stop
+
+
+def _how_to_begin(stack: Any, data_dir: Path) -> None:
+    """A token and a line to paste."""
+    from api.auth import Role, issue_token
+
+    settings = stack.settings
+    click.echo(f"logs in {data_dir / 'logs'}, docs at {stack.url}/docs")
+    if settings.jwt_secret_key is None:
+        click.echo("tokens are issued elsewhere (JWT_PUBLIC_KEY or JWT_JWKS_FILE)")
+        return
+    made = issue_token(settings.jwt_secret_key, subject="you", role=Role.ADMIN, accounts=["*"], ttl=timedelta(hours=12))
+    click.echo(f"\nexport TOKEN={made}\n")
+    click.echo(
+        f'curl -s {stack.url}/api/onlyfans/messaging/send -H "Authorization: Bearer $TOKEN" '
+        '-H \'Content-Type: application/json\' -d \'{"recipientId":"fan-1","content":"Hello"}\'\n'
+    )
+
+
+if __name__ == "__main__":
+    main()

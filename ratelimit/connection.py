@@ -1,0 +1,51 @@
+"""A Redis client that notices when it talks to another server than before.
+
+Tokens live in Redis memory. A server restarted from a snapshot, or a replica promoted after a failover, answers as if
+nothing had happened, but may have forgotten the latest uses. A new server means new connections, so every new
+connection first compares the server's run id with the one its data was filled under (`know_server.lua`), before any
+command of ours can reach it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+
+NAMESPACE = "paceline"
+
+_KNOW_SERVER = Path(__file__).with_name("know_server.lua").read_text()
+
+
+def connect(url: str, *, timeout_s: float = 2.0) -> redis.Redis:
+    """A client for `Tokens`, safe to share between threads.
+
+    A broken connection is tried once more at once (a pooled one may have died while idle); a time-out is not: the
+    command may have run, and a token borrowed twice would stay out for its whole loan.
+    """
+    tcp = {} if url.startswith("unix://") else {"socket_keepalive": True}
+    retry = Retry(ConstantBackoff(0.02), retries=1, supported_errors=(redis.ConnectionError,))
+    return redis.Redis.from_url(
+        url,
+        decode_responses=True,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=retry,
+        redis_connect_func=_greet,
+        **tcp,
+    )
+
+
+def _greet(connection: Any) -> None:
+    connection.on_connect()
+    connection.send_command("INFO", "server")
+    info = _text(connection.read_response())
+    run_id = next(line[7:] for line in info.splitlines() if line.startswith("run_id:"))
+    keys = (f"{NAMESPACE}:server", f"{NAMESPACE}:known")
+    connection.send_command("EVAL", _KNOW_SERVER, len(keys), *keys, run_id, f"{NAMESPACE}:{{*}}:gate")
+    connection.read_response()
+
+
+def _text(answer: str | bytes) -> str:
+    return answer.decode() if isinstance(answer, bytes) else answer

@@ -1,0 +1,72 @@
+-- Give tokens back and borrow new ones, in one step, by the server's clock.
+--
+-- KEYS[1]  uses   sorted set: token -> when its use ends (us). For a token out on loan that is the end of the
+--                 loan, which is why an unreturned one holds its place until loan end + period.
+-- KEYS[2]  gate   hash: known = "1" once every use of the last period is in `uses`; cooldown = closed until (us)
+-- ARGV     lease_us, want, grant id, n limits, {count, period_us}*, n returned, token*, n refunded, token*
+-- Returns  {granted, wait_us, free_us, left}: tokens are named <grant id>.1 to <grant id>.<granted>.
+--          granted = -1: the gate is not known (data lost); nothing may be used until it has been rebuilt.
+--          wait_us: until the next token, 0 if one is free now. Exact unless it hangs on a loan still out, then a bound.
+--          free_us: how long the last of the granted ones had been free, -1 if for longer than anybody knows.
+--          left: how many are free besides.
+--
+-- A use that ended at s holds its place in a limit of period p while s > now - p. Example, 2 per 10 s: uses ended at 1
+-- and 4; at 10.9 both count, no token; at 11.0 the first one does not any more, and one token is free.
+local uses, gate = KEYS[1], KEYS[2]
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local function us(number) return string.format('%.0f', number) end
+
+local at = 0
+local function arg() at = at + 1; return ARGV[at] end
+local lease_us, want, grant = tonumber(arg()), tonumber(arg()), arg()
+local limits, longest = {}, 0
+for i = 1, tonumber(arg()) do
+  limits[i] = {count = tonumber(arg()), period = tonumber(arg())}
+  longest = math.max(longest, limits[i].period)
+end
+-- XX: a token that is not known here was lost with the data; the rebuild brings its use back from the books.
+local returned = tonumber(arg())
+for _ = 1, returned do redis.call('ZADD', uses, 'XX', us(now), arg()) end
+if returned > 0 then redis.call('PEXPIRE', uses, us(longest / 1000 + 1000), 'GT') end
+for _ = 1, tonumber(arg()) do redis.call('ZREM', uses, arg()) end
+if want == 0 then return {0, 0, -1, 0} end
+
+local state = redis.call('HMGET', gate, 'known', 'cooldown')
+if state[1] ~= '1' then return {-1, 0, -1, 0} end
+
+redis.call('ZREMRANGEBYSCORE', uses, '-inf', us(now - longest))
+local free = math.huge
+for _, limit in ipairs(limits) do
+  local used = redis.call('ZCOUNT', uses, '(' .. us(now - limit.period), '+inf')
+  free = math.min(free, limit.count - used)
+end
+local cooldown = tonumber(state[2] or 0)
+if cooldown > now then free = 0 end
+local granted = math.max(0, math.min(want, free))
+
+-- A limit has its g-th token free once its (count - g + 1)-th latest use is a period old.
+local function free_at(g)
+  local at = -1
+  for _, limit in ipairs(limits) do
+    local rank = limit.count - g + 1
+    local use = redis.call('ZRANGE', uses, -rank, -rank, 'WITHSCORES')
+    if use[2] then at = math.max(at, tonumber(use[2]) + limit.period) end
+  end
+  return math.max(at, cooldown)
+end
+
+local free_us = -1
+if granted > 0 then
+  local since = free_at(granted)
+  if since > 0 then free_us = math.max(0, now - since) end
+  local loans, ends = {}, us(now + lease_us)
+  for i = 1, granted do
+    loans[2 * i - 1] = ends
+    loans[2 * i] = grant .. '.' .. i
+  end
+  redis.call('ZADD', uses, unpack(loans))
+  redis.call('PEXPIRE', uses, us((lease_us + longest) / 1000 + 1000))
+end
+
+return {granted, us(math.max(0, free_at(1) - now)), us(free_us), math.max(0, free - granted)}

@@ -1,0 +1,229 @@
+"""Borrowing, returning and refunding tokens.
+
+What it promises: between borrow and one period after return, a token is nobody else's; all limits are checked before
+any is spent; the server's clock is the only one; one round trip. What it leaves to others: to keep books of the uses,
+from which a lost Redis is rebuilt (`begin_rebuild`, `finish_rebuild`), and to note a use in those books within
+`START_WITHIN_S` of borrowing, before using it.
+"""
+
+import math
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import redis
+
+from ratelimit.connection import NAMESPACE
+from ratelimit.errors import TokensUnavailable
+from ratelimit.limits import MICROSECONDS, Limits
+
+START_WITHIN_S = 2.0
+"""A borrowed token must be on the books this soon, or be given up.
+
+A rebuild waits this long between closing the gate and reading the books, so that a token borrowed just before the loss
+is either on them by then or void. Without the wait, its use would be missing from the rebuilt window.
+"""
+
+_KNOWN = f"{NAMESPACE}:known"
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The answer to a wish for tokens.
+
+    tokens: what was borrowed, at most as many as wanted, possibly none.
+    wait_s: seconds until the next token; 0 if one is free now. Exact, unless it hangs on a loan still out: then it is
+        the latest it can be.
+    free_s: for how long the last of them had been free; infinite if for longer than a period.
+    left: how many more are free now.
+    lost: Redis has lost this key's past; nothing is given out until it has been rebuilt.
+    """
+
+    tokens: tuple[str, ...]
+    wait_s: float
+    free_s: float = math.inf
+    left: int = 0
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is known of a key's tokens at a moment: times in seconds, relative to now, negative in the past.
+
+    uses: when each use of the longest period ended (in the past) or its loan ends at the latest (in the future).
+    """
+
+    uses: tuple[float, ...]
+    cooldown_s: float
+    known: bool
+
+    def available(self, limits: Limits) -> int:
+        """How many tokens are free now, a cooldown aside."""
+        return max(0, min(limit.count - sum(end > -limit.period_s for end in self.uses) for limit in limits))
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A use as the books have it: `ended_s` seconds from now, negative in the past; for an open loan its end."""
+
+    token: str
+    ended_s: float
+
+
+class Tokens:
+    """The tokens of many keys (accounts, callers) in one Redis. Thread-safe. Raises `TokensUnavailable`."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+        self._exchange = _script(client, "exchange")
+        self._cool_down = _script(client, "cool_down")
+        self._view = _script(client, "view")
+        self._begin_rebuild = _script(client, "begin_rebuild")
+        self._finish_rebuild = _script(client, "finish_rebuild")
+
+    def exchange(
+        self,
+        key: str,
+        limits: Limits,
+        *,
+        want: int,
+        lease_s: float,
+        returned: Sequence[str] = (),
+        refunded: Sequence[str] = (),
+    ) -> Grant:
+        """Give tokens back and borrow up to `want` others for `lease_s` seconds, in one step."""
+        grant = secrets.token_hex(5)
+        args = [_us(lease_s), want, grant, *_flat(limits), len(returned), *returned, len(refunded), *refunded]
+        return _grant(grant, _answered(lambda: self._exchange(keys=_keys(key), args=args)))
+
+    def borrow(self, key: str, limits: Limits, *, want: int = 1, lease_s: float) -> Grant:
+        return self.exchange(key, limits, want=want, lease_s=lease_s)
+
+    def give_back(self, key: str, limits: Limits, tokens: Sequence[str]) -> None:
+        """The uses are over now: each token is usable again one whole period from here."""
+        self.exchange(key, limits, want=0, lease_s=0, returned=tokens)
+
+    def refund(self, key: str, limits: Limits, tokens: Sequence[str]) -> None:
+        """Certainly not used: usable again at once."""
+        self.exchange(key, limits, want=0, lease_s=0, refunded=tokens)
+
+    def spend(self, key: str, limits: Limits) -> Grant:
+        """Use one on the spot: for limits that no books are kept of, such as a caller's. A loss of data forgets its
+        past, which is then taken for empty."""
+        grant = secrets.token_hex(5)
+        uses, gate = _keys(key)
+
+        def use() -> Any:
+            with self._redis.pipeline(transaction=False) as pipe:
+                pipe.hset(gate, "known", "1")
+                pipe.expire(gate, round(limits.longest_period_s) + 60)
+                self._exchange(keys=[uses, gate], args=[0, 1, grant, *_flat(limits), 0, 0], client=pipe)
+                return pipe.execute()[-1]
+
+        return _grant(grant, _answered(use))
+
+    def cool_down(self, key: str, for_s: float) -> float:
+        """Give out none for `for_s` seconds, or longer if it was closed for longer. Returns the seconds in force."""
+        keys, args = _keys(key)[1:], [_us(for_s)]
+        return int(_answered(lambda: self._cool_down(keys=keys, args=args))) / MICROSECONDS
+
+    def view(self, key: str, limits: Limits) -> View:
+        return self.views([(key, limits)])[0]
+
+    def views(self, wanted: Sequence[tuple[str, Limits]]) -> list[View]:
+        """Look at many keys in one round trip."""
+
+        def look() -> list[Any]:
+            with self._redis.pipeline(transaction=False) as pipe:
+                for key, limits in wanted:
+                    self._view(keys=_keys(key), args=[_us(limits.longest_period_s)], client=pipe)
+                return pipe.execute()
+
+        views = []
+        for now, known, cooldown, *uses in _answered(look) if wanted else ():
+            ends = tuple((int(end) - int(now)) / MICROSECONDS for end in uses)
+            views.append(View(ends, max(0.0, (int(cooldown) - int(now)) / MICROSECONDS), known == "1"))
+        return views
+
+    def open_new(self, key: str) -> None:
+        """Vouch that a key has no past (it has just been created), so that it need not be rebuilt."""
+        _answered(lambda: self._redis.hsetnx(_keys(key)[1], "known", "1"))
+
+    def lost(self) -> bool:
+        """Whether Redis has lost its data since `declare_known`, as far as is known."""
+        return not _answered(lambda: self._redis.exists(_KNOWN))
+
+    def report_loss(self) -> None:
+        """A grant said `lost`: have everything looked through."""
+        _answered(lambda: self._redis.delete(_KNOWN))
+
+    def declare_known(self) -> None:
+        """Every key's past is there."""
+        _answered(lambda: self._redis.set(_KNOWN, "1"))
+
+    def begin_rebuild(self, keys: Sequence[str]) -> dict[str, str]:
+        """Mark those keys whose past is lost. Returns {key: nonce} of them; wait `START_WITHIN_S`, read the books,
+        then `finish_rebuild`."""
+
+        def begin() -> list[str]:
+            with self._redis.pipeline(transaction=False) as pipe:
+                for key in keys:
+                    self._begin_rebuild(keys=_keys(key)[1:], args=["?" + secrets.token_hex(8)], client=pipe)
+                return pipe.execute()
+
+        return {key: nonce for key, nonce in zip(keys, _answered(begin), strict=True) if nonce}
+
+    def finish_rebuild(self, lost: Iterable[tuple[str, str, Limits, float, Sequence[Use]]]) -> int:
+        """Bring back (key, nonce, limits, cooldown in s, uses) and open the gates. Returns how many it opened."""
+
+        def finish() -> list[int]:
+            with self._redis.pipeline(transaction=False) as pipe:
+                for key, nonce, limits, cooldown_s, uses in lost:
+                    keep_s = limits.longest_period_s + max((use.ended_s for use in uses), default=0) + 1
+                    args: list[Any] = [nonce, _us(cooldown_s), _us(keep_s)]
+                    for use in uses:
+                        args += (use.token, _us(use.ended_s))
+                    self._finish_rebuild(keys=_keys(key), args=args, client=pipe)
+                return pipe.execute()
+
+        return sum(_answered(finish))
+
+
+def _keys(key: str) -> list[str]:
+    """Both keys of one account share a hash tag, so that Redis Cluster keeps them on one node."""
+    return [f"{NAMESPACE}:{{{key}}}:uses", f"{NAMESPACE}:{{{key}}}:gate"]
+
+
+def _flat(limits: Limits) -> list[int]:
+    flat = [len(limits.all)]
+    for limit in limits:
+        flat += (limit.count, limit.period_us)
+    return flat
+
+
+def _grant(grant: str, answer: Any) -> Grant:
+    granted, wait_us, free_us, left = map(int, answer)
+    if granted < 0:
+        return Grant((), 0.0, lost=True)
+    free_s = free_us / MICROSECONDS if free_us >= 0 else math.inf
+    return Grant(tuple(f"{grant}.{i}" for i in range(1, granted + 1)), wait_us / MICROSECONDS, free_s, left)
+
+
+def _us(seconds: float) -> int:
+    return round(seconds * MICROSECONDS)
+
+
+def _script(client: redis.Redis, name: str) -> Any:
+    """A registered script survives SCRIPT FLUSH: redis-py answers NOSCRIPT by loading it again, in pipelines too."""
+    return client.register_script(Path(__file__).with_name(f"{name}.lua").read_text())
+
+
+def _answered(call: Callable[[], _T]) -> _T:
+    try:
+        return call()
+    except (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ReadOnlyError) as error:
+        raise TokensUnavailable(f"Redis did not answer: {error}") from error

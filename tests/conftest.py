@@ -1,0 +1,167 @@
+"""Real parts for tests: one PostgreSQL, one Valkey and one upstream for the session, emptied before each test.
+
+`adapters` is the whole pipeline without its processes: a test submits, drains and reconciles by calling the services,
+so that nothing happens behind its back. Tests of processes (kill -9 and the like) are in `tests/acceptance`.
+"""
+
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from api.app import create_app
+from api.auth import Role, issue_token
+from deploy.sandbox import Sandbox
+from deploy.servers import Servers
+from ratelimit import Limits, Tokens
+from workers.bootstrap import Adapters, build
+from workers.services.dispatch import Dispatcher
+from workers.services.submit import Receipt
+from workers.settings import Settings
+from workers.store import accounts, migrations
+
+SECRET = "a secret for tests, at least 32 bytes long"
+EMPTY = (
+    "TRUNCATE messages, attempts, dead_letters, idempotency_keys, tallies",
+    "DELETE FROM accounts",
+    "INSERT INTO accounts (id) VALUES ('default')",
+)
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    # A short path: Unix sockets do not take long ones.
+    with Servers(tmp_path_factory.mktemp("s", numbered=True)) as running:
+        migrations.upgrade(running.database_url)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def _upstream() -> Iterator[Sandbox]:
+    with Sandbox(limits="1000/s") as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def upstream(_upstream: Sandbox) -> Sandbox:
+    """The sandbox, as new: no faults, an empty ledger, honouring idempotency keys, hardly limiting."""
+    _upstream.reset()
+    _upstream.faults.clear()
+    _upstream.ledger.idempotent = True
+    _upstream.ledger.enforce = True
+    _upstream.history = True
+    _upstream.latency_ms = 0
+    return _upstream
+
+
+@pytest.fixture
+def settings(servers: Servers, upstream: Sandbox) -> Settings:
+    """Quick retries, a short send timeout; change one with `dataclasses.replace`."""
+    return Settings.from_env(
+        {
+            "DATABASE_URL": servers.database_url,
+            "REDIS_URL": servers.redis_url,
+            "JWT_SECRET_KEY": SECRET,
+            "ONLYFANS_BASE_URL": upstream.url,
+            "ONLYFANS_API_KEY": "key-of-the-house",
+            "ONLYFANS_IDEMPOTENT": "1",
+            "RETRY_BASE_SECONDS": "0",
+            "SEND_TIMEOUT_SECONDS": "2",
+            "API_RATE_LIMIT": "off",
+        }
+    )
+
+
+@pytest.fixture
+def make_adapters(servers: Servers) -> Iterator[Callable[[Settings], Adapters]]:
+    """Adapters over emptied servers, whose default account is known and may send."""
+    built: list[Adapters] = []
+
+    def make(settings: Settings) -> Adapters:
+        adapters = build(settings, name="paceline tests")
+        built.append(adapters)
+        for statement in EMPTY:
+            adapters.db.all(statement)
+        adapters.redis.flushall()
+        adapters.tokens.open_new("default")
+        adapters.tokens.declare_known()
+        return adapters
+
+    yield make
+    for adapters in built:
+        adapters.close()
+
+
+@pytest.fixture
+def adapters(make_adapters: Callable[[Settings], Adapters], settings: Settings) -> Adapters:
+    return make_adapters(settings)
+
+
+@pytest.fixture
+def tokens(adapters: Adapters) -> Tokens:
+    return adapters.tokens
+
+
+@pytest.fixture
+def dispatcher(adapters: Adapters) -> Dispatcher:
+    """A worker's dispatcher that is nobody's: its number is locked by no process."""
+    return adapters.dispatcher(worker=1)
+
+
+@pytest.fixture
+def submit(adapters: Adapters) -> Callable[..., Receipt]:
+    """Queue a message; name only what matters."""
+
+    def do(recipient_id: str = "fan-1", content: str = "Hello", account_id: str = "default", **more: Any) -> Receipt:
+        wanted = {"recipient_id": recipient_id, "content": content, **more}
+        return adapters.submitter().submit(wanted, account_id, subject="alice")
+
+    return do
+
+
+@pytest.fixture
+def make_account(adapters: Adapters) -> Callable[..., str]:
+    """An account with limits of its own, known to the tokens."""
+
+    def make(account_id: str = "", *, limits: str | None = None, api_key: str | None = None) -> str:
+        account_id = account_id or f"account-{secrets.token_hex(4)}"
+        parsed = None if limits is None else Limits.parse(limits)
+        accounts.create(adapters.db, account_id, limits=parsed, api_key=api_key)
+        adapters.tokens.open_new(account_id)
+        return account_id
+
+    return make
+
+
+@pytest.fixture
+def client(adapters: Adapters) -> FlaskClient:
+    return create_app(adapters).test_client()
+
+
+@pytest.fixture
+def bearer() -> Callable[..., dict[str, str]]:
+    """The headers of a caller: `bearer("operator", "a", "b")`; no account named means all."""
+
+    def make(role: str = "operator", *account_ids: str, subject: str = "alice") -> dict[str, str]:
+        made = issue_token(
+            SECRET, subject=subject, role=Role(role), accounts=list(account_ids) or ["*"], ttl=timedelta(minutes=5)
+        )
+        return {"Authorization": f"Bearer {made}"}
+
+    return make
+
+
+@pytest.fixture
+def with_settings(make_adapters: Callable[[Settings], Adapters], settings: Settings) -> Callable[..., Adapters]:
+    """Adapters under other settings: `with_settings(max_attempts=2)`."""
+    return lambda **changes: make_adapters(replace(settings, **changes))
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return Path(__file__).parent.parent

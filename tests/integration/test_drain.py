@@ -1,0 +1,174 @@
+"""One account drained, step by step, against a real upstream."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from deploy.sandbox import Fault, Sandbox
+from workers.bootstrap import Adapters
+from workers.services.dispatch import Dispatcher
+from workers.services.submit import Receipt
+from workers.store import queries
+
+Submit = Callable[..., Receipt]
+
+
+def state(adapters: Adapters, receipt: Receipt) -> str:
+    row = queries.message(adapters.db, receipt.message_id, None)
+    assert row is not None
+    return row["state"]
+
+
+def attempts(adapters: Adapters, receipt: Receipt) -> list[tuple[int, str]]:
+    return [(a["number"], a["outcome"]) for a in queries.attempts(adapters.db, receipt.message_id) if a["counted"]]
+
+
+def texts(upstream: Sandbox) -> list[str]:
+    return [entry.arrival.message.text for entry in upstream.ledger.entries if entry.verdict == "accepted"]
+
+
+def test_a_message_is_sent_once(adapters: Adapters, submit: Submit, dispatcher: Dispatcher, upstream: Sandbox) -> None:
+    receipt = submit("fan-1", "Hello")
+    dispatcher.drain("default")
+    assert state(adapters, receipt) == "sent"
+    assert attempts(adapters, receipt) == [(1, "accepted")]
+    assert texts(upstream) == ["Hello"]
+
+
+def test_ten_go_at_once_and_the_eleventh_waits(
+    adapters: Adapters, submit: Submit, dispatcher: Dispatcher, upstream: Sandbox
+) -> None:
+    receipts = [submit(f"fan-{n}") for n in range(11)]
+    report = dispatcher.drain("default")
+    assert [state(adapters, receipt) for receipt in receipts] == ["sent"] * 10 + ["queued"]
+    assert report.next_s is not None
+    assert 55 < report.next_s <= 60
+
+
+def test_urgent_ones_go_first_then_the_older(
+    submit: Submit, dispatcher: Dispatcher, upstream: Sandbox, adapters: Adapters, make_account: Callable[..., str]
+) -> None:
+    account = make_account(limits="1/100ms")
+    for content, priority in (("low", 1), ("first", 5), ("second", 5), ("urgent", 10)):
+        submit(f"fan-{content}", content, account, priority=priority)
+    while queries.counts(adapters.db, [account]):
+        dispatcher.drain(account)
+    assert texts(upstream) == ["urgent", "first", "second", "low"]
+
+
+def test_one_recipient_gets_one_message_at_a_time_in_order(
+    adapters: Adapters, submit: Submit, dispatcher: Dispatcher, upstream: Sandbox
+) -> None:
+    upstream.latency_ms = 30
+    receipts = [submit("fan-1", f"part {n}") for n in range(5)]
+    assert [state(adapters, receipt) for receipt in receipts] == ["queued"] + ["held"] * 4
+    dispatcher.drain("default")
+    assert texts(upstream) == [f"part {n}" for n in range(5)]
+
+
+def test_a_failing_message_holds_back_only_its_own_recipient(
+    adapters: Adapters, submit: Submit, dispatcher: Dispatcher, upstream: Sandbox
+) -> None:
+    upstream.faults.add(Fault("status", status=503, chat_id="fan-1", times=None))
+    failing, behind, other = submit("fan-1", "failing"), submit("fan-1", "behind"), submit("fan-2", "other")
+    dispatcher.drain("default")
+    assert state(adapters, failing) == "failed"
+    assert attempts(adapters, failing)[-1] == (5, "failed")
+    assert state(adapters, other) == "sent"
+    upstream.faults.clear()
+    dispatcher.drain("default")
+    assert state(adapters, behind) in ("sent", "failed")
+
+
+def test_bounced_is_dead_after_one_attempt_with_the_upstreams_words(
+    adapters: Adapters, submit: Submit, dispatcher: Dispatcher
+) -> None:
+    receipt = submit("bounce-1")
+    dispatcher.drain("default")
+    (dead,) = queries.dead_letters(adapters.db, receipt.message_id)
+    assert (dead["reason"], dead["error"]) == ("rejected", "This user does not accept messages")
+    assert attempts(adapters, receipt) == [(1, "rejected")]
+
+
+def test_503_twice_is_sent_at_the_third_attempt(adapters: Adapters, submit: Submit, dispatcher: Dispatcher) -> None:
+    receipt = submit("flaky-1")
+    dispatcher.drain("default")
+    assert attempts(adapters, receipt) == [(1, "failed"), (2, "failed"), (3, "accepted")]
+
+
+def test_429_costs_no_attempt_and_cools_the_account_down(
+    adapters: Adapters, submit: Submit, dispatcher: Dispatcher, upstream: Sandbox
+) -> None:
+    upstream.faults.add(Fault("status", status=429, retry_after_s=30, chat_id="fan-1"))
+    receipt = submit("fan-1")
+    report = dispatcher.drain("default")
+    assert state(adapters, receipt) == "queued"
+    assert attempts(adapters, receipt) == []
+    (deferral,) = queries.attempts(adapters.db, receipt.message_id)
+    assert (deferral["deferral"], deferral["http_status"]) == ("throttled", 429)
+    assert report.next_s is not None
+    assert 25 < report.next_s <= 30
+    assert adapters.reader().status(None).accounts[0].state == "cooldown"
+
+
+def test_401_pauses_the_account_and_burns_nothing(
+    adapters: Adapters, submit: Submit, dispatcher: Dispatcher, upstream: Sandbox
+) -> None:
+    upstream.faults.add(Fault("status", status=401, error="Key revoked"))
+    first, second = submit("fan-1"), submit("fan-2")
+    upstream.faults.add(Fault("status", status=401, error="Key revoked"))
+    dispatcher.drain("default")
+    assert (state(adapters, first), state(adapters, second)) == ("queued", "queued")
+    (account,) = adapters.reader().status(None).accounts
+    assert account.state == "paused"
+    assert account.reason is not None
+    assert "Key revoked" in account.reason
+
+
+def test_refused_connection_refunds_the_token(adapters: Adapters, submit: Submit, with_settings) -> None:
+    elsewhere = with_settings(onlyfans_base_url="http://127.0.0.1:1", max_attempts=3)
+    receipt = elsewhere.submitter().submit({"recipient_id": "fan-1", "content": "x"}, "default", subject="alice")
+    elsewhere.dispatcher(worker=1).drain("default")
+    assert attempts(elsewhere, receipt) == [(1, "failed"), (2, "failed"), (3, "failed")]
+    assert elsewhere.reader().status(None).accounts[0].tokens_available == 10
+
+
+def test_cut_off_is_sent_again_under_the_same_key(
+    adapters: Adapters, submit: Submit, dispatcher: Dispatcher, upstream: Sandbox
+) -> None:
+    receipt = submit("cut-1")
+    dispatcher.drain("default")
+    assert attempts(adapters, receipt) == [(1, "unknown"), (2, "accepted")]
+    assert upstream.summary()["duplicates"] == 0
+    assert len(texts(upstream)) == 1
+
+
+def test_an_unknown_outcome_keeps_its_token_until_the_deadline(
+    adapters: Adapters, submit: Submit, dispatcher: Dispatcher
+) -> None:
+    submit("cut-1")
+    dispatcher.drain("default")
+    (account,) = adapters.reader().status(None).accounts
+    assert account.tokens_available == 8  # one for the unknown attempt, one for the accepted
+
+
+def test_expired_is_never_sent(adapters: Adapters, submit: Submit, dispatcher: Dispatcher, upstream: Sandbox) -> None:
+    receipt = submit("fan-1", expires_at=datetime.now(UTC) + timedelta(seconds=60))
+    adapters.db.all("UPDATE messages SET expires_at = now() - interval '1 second'")
+    dispatcher.drain("default")
+    assert texts(upstream) == []
+    assert state(adapters, receipt) == "queued"
+
+
+def test_scheduled_waits_for_its_time_and_blocks_nobody(
+    adapters: Adapters, submit: Submit, dispatcher: Dispatcher, upstream: Sandbox
+) -> None:
+    later = submit("fan-1", "later", send_at=datetime.now(UTC) + timedelta(hours=1))
+    submit("fan-1", "now")
+    report = dispatcher.drain("default")
+    assert texts(upstream) == ["now"]
+    assert report.next_s is not None
+    assert 3500 < report.next_s <= 3600
+    adapters.db.all("UPDATE messages SET due_at = now() WHERE state = 'scheduled'")
+    dispatcher.drain("default")
+    assert texts(upstream) == ["now", "later"]
+    assert state(adapters, later) == "sent"

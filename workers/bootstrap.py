@@ -1,0 +1,85 @@
+"""The composition root: adapters are built from settings here and nowhere else; tests swap them here."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import redis
+
+from ratelimit import Tokens, connect
+from workers.channels.base import Channel
+from workers.channels.onlyfans import OnlyFans
+from workers.services.dispatch import Dispatcher
+from workers.services.failures import Failures
+from workers.services.queries import Reader
+from workers.services.recovery import Rescuer
+from workers.services.submit import Submitter
+from workers.settings import Settings
+from workers.store.session import Database
+from workers.wakeups import Wakeups
+
+SENDERS = 256
+"""Requests that one worker process can have out at once, over all accounts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """What stands between Paceline and the outside."""
+
+    settings: Settings
+    db: Database
+    redis: redis.Redis
+    tokens: Tokens
+    wakeups: Wakeups
+    channels: Mapping[str, Channel]
+
+    def submitter(self) -> Submitter:
+        s = self.settings
+        return Submitter(self.db, self.tokens, self.wakeups, s.rate_limit, s.max_queue_depth)
+
+    def reader(self) -> Reader:
+        return Reader(self.db, self.tokens, self.wakeups, self.settings.rate_limit)
+
+    def failures(self) -> Failures:
+        return Failures(self.db, self.wakeups)
+
+    def rescuer(self) -> Rescuer:
+        return Rescuer(self.db, self.wakeups, self.channels, self.settings.retry_policy)
+
+    def dispatcher(self, worker: int) -> Dispatcher:
+        return Dispatcher(
+            db=self.db,
+            tokens=self.tokens,
+            wakeups=self.wakeups,
+            channels=self.channels,
+            senders=ThreadPoolExecutor(SENDERS, thread_name_prefix="sender"),
+            default_limits=self.settings.rate_limit,
+            retry=self.settings.retry_policy,
+            send_timeout_s=self.settings.send_timeout_seconds,
+            worker=worker,
+        )
+
+    def close(self) -> None:
+        for channel in self.channels.values():
+            channel.close()
+        self.redis.close()
+        self.db.close()
+
+
+def build(settings: Settings, *, pool_size: int = 10, name: str = "paceline") -> Adapters:
+    """Nothing connects before it is used."""
+    client = connect(settings.redis_url)
+    onlyfans = OnlyFans(
+        settings.onlyfans_base_url,
+        api_key=settings.onlyfans_api_key,
+        idempotent=settings.onlyfans_idempotent,
+        connections=SENDERS,
+    )
+    return Adapters(
+        settings=settings,
+        db=Database(settings.database_url, pool_size=pool_size, name=name),
+        redis=client,
+        tokens=Tokens(client),
+        wakeups=Wakeups(client),
+        channels={onlyfans.name: onlyfans},
+    )

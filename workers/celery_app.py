@@ -1,0 +1,8 @@
+"""The Celery application: configuration from `celeryconfig`, the broker from the settings, and what a process owns."""
+
+from celery import Celery
+
+import celeryconfig
+
+app = Celery("paceline", include=["workers.tasks"])
+app.config_from_object(celeryconfig)

@@ -1,0 +1,180 @@
+"""The `onlyfans` channel: contract §2, row by row."""
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from workers.channels.transport import Answer, NoAnswer, NotSent, TooLate, Transport
+from workers.clock import monotonic_s
+from workers.domain.message import Claim
+from workers.domain.outcome import Evidence, Finding, Outcome, OutcomeKind
+
+_TRY_AGAIN = frozenset({408, 425})
+_ACCOUNT_FAULT = frozenset({401, 403})
+_PAGE = 50
+_PAGES = 40
+_SKEW_S = 3.0
+"""Tolerance between the upstream's Date header (whole seconds) and its created_at, on top of the request's way."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
+
+
+class OnlyFans:
+    """Thread-safe."""
+
+    name = "onlyfans"
+    has_history = True
+
+    def __init__(self, base_url: str, *, api_key: str = "", idempotent: bool = False, connections: int = 64) -> None:
+        self.idempotent = idempotent
+        self._api_key = api_key
+        self._transport = Transport(base_url, connections=connections)
+
+    def send(self, claim: Claim, api_key: str | None, *, start_by_s: float, timeout_s: float) -> Outcome:
+        body = {"chat_id": claim.recipient_id, "text": claim.content, "media_ids": list(claim.media_ids)}
+        started = monotonic_s()
+        try:
+            answer = self._transport.request(
+                "POST",
+                "/chats/send-message",
+                headers=self._headers(api_key) | {"Idempotency-Key": claim.message_id},
+                body=json.dumps(body).encode(),
+                start_by_s=start_by_s,
+                timeout_s=timeout_s,
+            )
+        except NotSent as error:
+            late = isinstance(error, TooLate)
+            return Outcome(
+                OutcomeKind.FAILED,
+                left=False,
+                interrupted=late,
+                error=str(error),
+                latency_s=monotonic_s() - started,
+            )
+        except NoAnswer as error:
+            return Outcome(OutcomeKind.UNKNOWN, error=str(error), latency_s=monotonic_s() - started)
+        return outcome_of(answer, monotonic_s() - started)
+
+    def find(
+        self,
+        claim: Claim,
+        api_key: str | None,
+        *,
+        started_ago_s: float,
+        known_ids: frozenset[str],
+        timeout_s: float,
+    ) -> Finding:
+        began = monotonic_s()
+        next_id: str | None = None
+        for _ in range(_PAGES):
+            left_s = timeout_s - (monotonic_s() - began)
+            if left_s <= 0:
+                return Finding(Evidence.UNAVAILABLE, error="the look-up took too long")
+            query = urlencode({"limit": _PAGE} | ({"next_id": next_id} if next_id else {}))
+            path = f"/chats/{quote(claim.recipient_id, safe='')}/messages?{query}"
+            try:
+                answer = self._transport.request("GET", path, headers=self._headers(api_key), timeout_s=left_s)
+            except (NotSent, NoAnswer) as error:
+                return Finding(Evidence.UNAVAILABLE, error=str(error))
+            page = _json_object(answer.body)
+            entries = page.get("messages") if page else None
+            if answer.status != 200 or page is None or not isinstance(entries, list):
+                return Finding(Evidence.UNAVAILABLE, error=f"HTTP {answer.status}: {_words(answer)}")
+            now = _date(answer.headers)
+            oldest_s = started_ago_s + (monotonic_s() - began) + _SKEW_S
+            for entry in entries:
+                try:
+                    created = datetime.fromisoformat(entry["created_at"])
+                    if (now - created).total_seconds() > oldest_s:
+                        return Finding(Evidence.ABSENT)
+                    if str(entry["id"]) not in known_ids and _same(entry, claim):
+                        return Finding(Evidence.FOUND, upstream_id=str(entry["id"]))
+                except (KeyError, TypeError, ValueError) as error:
+                    return Finding(Evidence.UNAVAILABLE, error=f"unreadable history: {error!r}")
+            next_id = page.get("next_id")
+            if not entries or not next_id:
+                return Finding(Evidence.ABSENT)
+        return Finding(Evidence.UNAVAILABLE, error=f"not found in {_PAGES * _PAGE} messages, and there are more")
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def _headers(self, api_key: str | None) -> dict[str, str]:
+        key = api_key or self._api_key
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "paceline"}
+        return headers | {"Authorization": f"Bearer {key}"} if key else headers
+
+
+def outcome_of(answer: Answer, latency_s: float) -> Outcome:
+    """The contract's table of answers."""
+    status = answer.status
+    if 200 <= status < 300:
+        found = _json_object(answer.body) or {}
+        if found.get("id"):
+            return Outcome(OutcomeKind.ACCEPTED, upstream_id=str(found["id"]), http_status=status, latency_s=latency_s)
+        return Outcome(
+            OutcomeKind.UNKNOWN, http_status=status, error="success without a message id", latency_s=latency_s
+        )
+    words = _words(answer)
+    if status == 429:
+        return Outcome(
+            OutcomeKind.THROTTLED,
+            http_status=status,
+            error=words,
+            retry_after_s=retry_after_s(answer.headers),
+            latency_s=latency_s,
+        )
+    if status in _ACCOUNT_FAULT:
+        return Outcome(OutcomeKind.REJECTED, account_fault=True, http_status=status, error=words, latency_s=latency_s)
+    if 400 <= status < 500 and status not in _TRY_AGAIN:
+        return Outcome(OutcomeKind.REJECTED, http_status=status, error=words, latency_s=latency_s)
+    # 408, 425, 5xx; and a redirect, which is a matter of configuration: the messages are not to blame.
+    return Outcome(OutcomeKind.FAILED, http_status=status, error=words, latency_s=latency_s)
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Retry-After in seconds: a number, or a date measured against the upstream's own Date (RFC 9110 §10.2.3)."""
+    value = headers.get("Retry-After")
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - _date(headers)).total_seconds())
+    except (TypeError, ValueError):
+        return None
+
+
+def _same(entry: Mapping[str, Any], claim: Claim) -> bool:
+    media = tuple(str(media_id) for media_id in entry.get("media_ids") or ())
+    return entry.get("text", "") == claim.content and media == claim.media_ids
+
+
+def _date(headers: Mapping[str, str]) -> datetime:
+    try:
+        date = parsedate_to_datetime(headers["Date"])
+        return date if date.tzinfo else date.replace(tzinfo=UTC)
+    except (KeyError, TypeError, ValueError):
+        return datetime.now(UTC)
+
+
+def _json_object(body: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _words(answer: Answer) -> str:
+    """The upstream's own words for people: its error or message, else the beginning of what it said."""
+    found = _json_object(answer.body) or {}
+    words = found.get("error") or found.get("message") or found.get("detail") or answer.body.decode("utf-8", "replace")
+    if isinstance(words, dict):
+        words = words.get("message") or json.dumps(words)
+    return _CONTROL.sub(" ", str(words)).strip()[:500] or f"HTTP {answer.status}"

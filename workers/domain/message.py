@@ -1,0 +1,56 @@
+"""A message as it enters, as it is claimed, and what is known of an account's line when it does."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewMessage:
+    """A valid message, not accepted yet. Times are aware and UTC."""
+
+    id: str
+    account_id: str
+    recipient_id: str
+    content: str
+    media_ids: tuple[str, ...] = ()
+    priority: int = 5
+    send_at: datetime | None = None
+    expires_at: datetime | None = None
+    batch_id: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One recipient's messages of one priority on one account: they go one at a time, in order."""
+
+    account_id: str
+    recipient_id: str
+    priority: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A message in the hands of one drain: attempt number `attempt` is on record, under `token`.
+
+    tries: attempts since it was queued, this one included. due_s: how long it had been due when claimed.
+    """
+
+    message_id: str
+    account_id: str
+    recipient_id: str
+    priority: int
+    content: str
+    media_ids: tuple[str, ...]
+    attempt: int
+    tries: int
+    token: str
+    due_s: float = 0.0
+
+    @property
+    def line(self) -> Line:
+        return Line(self.account_id, self.recipient_id, self.priority)
+
+    def __repr__(self) -> str:
+        return f"Claim({self.message_id}, attempt {self.attempt})"

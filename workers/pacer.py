@@ -1,0 +1,48 @@
+"""The pacer: a Celery beat scheduler that has no schedule. It sleeps until the next account is due, then publishes its
+drain.
+
+Celery's own scheduler keeps a heap of periodic tasks in memory. Ours keeps none: what is due stands in Redis
+(`workers.wakeups`), so any number of pacers may run, and one that dies takes nothing with it.
+"""
+
+from typing import Any
+
+from celery.beat import Scheduler
+from kombu.exceptions import OperationalError
+
+from ratelimit import TokensUnavailable
+from workers import telemetry
+from workers.telemetry import logger
+
+AT_ONCE = 500
+LONGEST_SLEEP_S = 1.0
+"""So that a request to stop is heard, and a nudge that went to a pacer just killed is made good."""
+
+log = logger(__name__)
+
+
+class Pacer(Scheduler):
+    """One tick: take what is due, publish it, sleep until there is more."""
+
+    def setup_schedule(self) -> None:
+        """No periodic tasks."""
+
+    def tick(self, *_: Any, **__: Any) -> float:
+        """Returns how long Celery should sleep besides: not at all, unless something is out of reach."""
+        wakeups = self.app.process.adapters.wakeups
+        try:
+            due = wakeups.take_due(AT_ONCE)
+            telemetry.pacer_lag.set(due.late_s)
+            for account_id in due.accounts:
+                self.app.tasks["paceline.drain"].apply_async((account_id,), producer=self.producer)
+            if len(due.accounts) < AT_ONCE:
+                wakeups.await_nudge(min(LONGEST_SLEEP_S, LONGEST_SLEEP_S if due.next_s is None else due.next_s))
+        except TokensUnavailable as error:
+            log.warning("pacer_without_redis", error=str(error))
+            return LONGEST_SLEEP_S
+        except (OperationalError, ConnectionError) as error:
+            # What was taken and not published is woken again by the reconciler.
+            log.warning("pacer_without_broker", error=str(error))
+            self.close()
+            return LONGEST_SLEEP_S
+        return 0.0

@@ -1,0 +1,73 @@
+"""How the others know that a process lives.
+
+A worker process has a number and holds a PostgreSQL advisory lock on it, over a connection of its own. When the process
+dies, however it dies, its socket closes and the lock is gone within milliseconds: that is what tells a killed worker,
+whose messages may be taken over at once, from a hung one, which may yet wake up and must be waited for until its loans
+have ended. Pacers and workers also say in Redis that they live, for `/readyz`.
+"""
+
+import secrets
+import threading
+
+import psycopg
+
+from ratelimit import TokensUnavailable
+from workers.telemetry import logger
+from workers.wakeups import Wakeups
+
+LOCK_CLASS = 0x7061_6365
+"""First half of the advisory lock's key ("pace"); the second is the worker's number."""
+BEAT_S = 1.0
+ALIVE_FOR_S = 5.0
+
+log = logger(__name__)
+
+
+class Presence:
+    """Says that this process lives, from a thread of its own, until `stop`."""
+
+    def __init__(self, kind: str, database_url: str, wakeups: Wakeups) -> None:
+        self.number = secrets.randbelow(2**31 - 1) + 1
+        self._kind, self._url, self._wakeups = kind, database_url, wakeups
+        self._connection: psycopg.Connection[tuple[object, ...]] | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="presence", daemon=True)
+
+    def start(self) -> None:
+        """Returns once the lock is held, or PostgreSQL turned out to be away (it is taken when it is back)."""
+        self.tick()
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(timeout=5)
+        if self._connection is not None:
+            self._connection.close()
+
+    def tick(self) -> None:
+        try:
+            self._hold_lock()
+        except psycopg.Error as error:
+            log.warning("presence_lock_lost", error=str(error).strip())
+            self._connection = None
+        try:
+            self._wakeups.beat(self._kind, str(self.number), ALIVE_FOR_S)
+        except TokensUnavailable as error:
+            log.warning("presence_beat_lost", error=str(error))
+
+    def _hold_lock(self) -> None:
+        if self._connection is not None:
+            self._connection.execute("SELECT 1")
+            return
+        connection = psycopg.connect(
+            self._url, autocommit=True, connect_timeout=3, application_name=f"paceline {self._kind} presence"
+        )
+        held = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (LOCK_CLASS, self.number)).fetchone()
+        if held and held[0]:
+            self._connection = connection
+        else:  # by our own session of before a cut, which the server has not noticed yet: the next tick tries again
+            connection.close()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(BEAT_S):
+            self.tick()

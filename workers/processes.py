@@ -1,0 +1,104 @@
+"""What a worker process and a pacer process are made of, from start to a clean end."""
+
+import os
+import signal
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import prometheus_client
+from celery import signals
+from celery.beat import Service
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from workers.bootstrap import Adapters, build
+from workers.celery_app import app
+from workers.pacer import Pacer
+from workers.presence import Presence
+from workers.reconciler import Reconciler
+from workers.services.dispatch import Dispatcher
+from workers.settings import Settings
+from workers.telemetry import logger
+
+POOL_SIZE = 16
+"""Database connections of a worker: drains hold one only for a statement or a transaction, never across a request."""
+
+log = logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What tasks and the pacer find on the Celery application."""
+
+    adapters: Adapters
+    dispatcher: Dispatcher | None
+
+
+def run_worker(settings: Settings) -> None:
+    """Drain accounts until SIGTERM; then finish what is in flight, within SEND_TIMEOUT_SECONDS + 5 s."""
+    adapters = build(settings, pool_size=POOL_SIZE, name="paceline worker")
+    presence = Presence("worker", settings.database_url, adapters.wakeups)
+    presence.start()
+    dispatcher = adapters.dispatcher(presence.number)
+    _connect(settings, Process(adapters, dispatcher))
+    _serve_metrics(settings)
+
+    @signals.worker_shutting_down.connect(weak=False)
+    def drain_no_more(**_: Any) -> None:
+        dispatcher.stopping.set()
+        bound = threading.Timer(settings.send_timeout_seconds + 5, lambda: os._exit(1))
+        bound.daemon = True
+        bound.start()
+
+    log.info("worker_started", worker=presence.number)
+    arguments = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING"]
+    try:
+        app.worker_main(["--quiet", "worker", f"--hostname=paceline-{presence.number}@%h", *arguments])
+    finally:  # Celery leaves by SystemExit
+        presence.stop()
+        adapters.close()
+        log.info("worker_stopped", worker=presence.number)
+
+
+def run_pacer(settings: Settings) -> None:
+    """Pace and reconcile until SIGTERM."""
+    adapters = build(settings, pool_size=4, name="paceline pacer")
+    presence = Presence("pacer", settings.database_url, adapters.wakeups)
+    presence.start()
+    _connect(settings, Process(adapters, None))
+    _serve_metrics(settings)
+    reconciler = Reconciler(adapters, verify=lambda: app.tasks["paceline.verify"].apply_async())
+    service = Service(app, scheduler_cls=Pacer)
+
+    def stop(*_: object) -> None:
+        reconciler.stop()
+        service.stop(wait=False)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    thread = threading.Thread(target=reconciler.run, name="reconciler", daemon=True)
+    thread.start()
+    log.info("pacer_started", pacer=presence.number)
+    service.start()
+    reconciler.stop()
+    thread.join(timeout=5)
+    presence.stop()
+    adapters.close()
+    log.info("pacer_stopped", pacer=presence.number)
+
+
+def _connect(settings: Settings, process: Process) -> None:
+    app.conf.broker_url = settings.broker_url
+    app.process = process
+    app.loader.import_default_modules()
+
+
+def _serve_metrics(settings: Settings) -> None:
+    if settings.metrics_port is None:
+        return
+    registry = prometheus_client.REGISTRY
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+    prometheus_client.start_http_server(settings.metrics_port, registry=registry)

@@ -1,0 +1,77 @@
+"""Repeats from PostgreSQL what Redis has forgotten, and takes up what died on its way.
+
+One runs beside every pacer. Each step is guarded by the state it expects, so several at once do no harm; each fails by
+itself, so that one that cannot run now does not keep the others from running.
+"""
+
+import random
+import threading
+from collections.abc import Callable, Mapping
+
+from ratelimit import TokensUnavailable
+from workers.bootstrap import Adapters
+from workers.clock import monotonic_s
+from workers.domain.errors import StoreUnavailable
+from workers.services.recovery import expire, rebuild_tokens
+from workers.store import messages
+from workers.telemetry import logger
+
+PERIOD_S = 1.0
+CHORES_S = 30.0
+
+log = logger(__name__)
+
+
+class Reconciler:
+    """verify: has the unknown outcomes looked up by some worker."""
+
+    def __init__(self, adapters: Adapters, verify: Callable[[], object]) -> None:
+        self._a = adapters
+        self._verify = verify
+        self._rescuer = adapters.rescuer()
+        self._stopping = threading.Event()
+        self._chores_s = 0.0
+
+    def tick(self) -> Mapping[str, int]:
+        """One round. Returns what it found to do."""
+        a = self._a
+        steps: dict[str, Callable[[], int]] = {
+            "tokens_rebuilt": lambda: rebuild_tokens(
+                a.db, a.tokens, a.settings.rate_limit, lambda seconds: self._stopping.wait(seconds)
+            ),
+            "rescued": self._rescuer.rescue,
+            "expired": lambda: expire(a.db),
+            "woken": lambda: a.wakeups.wake_all(messages.accounts_waiting(a.db)),
+            "verifying": self._have_verified,
+        }
+        if monotonic_s() - self._chores_s > CHORES_S:
+            self._chores_s = monotonic_s()
+            steps["lines_mended"] = lambda: messages.mend_headless_lines(a.db)
+            steps["tallies_folded"] = lambda: messages.fold_tallies(a.db)
+        return {name: self._try(name, step) for name, step in steps.items()}
+
+    def run(self) -> None:
+        """Tick until `stop`, with some jitter so that several do not march in step."""
+        while not self._stopping.is_set():
+            found = {name: n for name, n in self.tick().items() if n}
+            if found:
+                log.info("reconciled", **found)
+            self._stopping.wait(PERIOD_S * random.uniform(0.8, 1.2))  # noqa: S311
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def _have_verified(self) -> int:
+        if not messages.lookups_due(self._a.db):
+            return 0
+        self._verify()
+        return 1
+
+    def _try(self, name: str, step: Callable[[], int]) -> int:
+        try:
+            return step()
+        except (StoreUnavailable, TokensUnavailable) as error:
+            log.warning("reconciler_step_failed", step=name, error=str(error))
+        except Exception:
+            log.exception("reconciler_step_broke", step=name)
+        return 0

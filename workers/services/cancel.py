@@ -1,0 +1,22 @@
+"""Cancel a message that still waits."""
+
+from workers.domain.errors import Conflict, NotFound
+from workers.domain.state import State
+from workers.store import messages, queries
+from workers.store.queries import Scope
+from workers.store.session import Database
+from workers.telemetry import logger, messages_processed
+
+log = logger(__name__)
+
+
+def cancel(db: Database, message_id: str, *, scope: Scope, by: str) -> None:
+    """Raises NotFound (also outside the scope) and Conflict (being sent, or over)."""
+    row = queries.message(db, message_id, scope)
+    if row is None:
+        raise NotFound(f"No message {message_id}")
+    if not messages.cancel(db, message_id):
+        now = queries.message(db, message_id, scope) or row
+        raise Conflict(f"Only waiting messages can be cancelled; this one is {State(now['state']).status}")
+    messages_processed.labels("cancelled").inc()
+    log.info("message_cancelled", message_id=message_id, account_id=row["account_id"], by=by)

@@ -1,0 +1,292 @@
+"""Draining an account: the one loop through which every message leaves.
+
+    borrow tokens ─► claim as many messages, attempts on record, COMMIT ─► send, side by side ─► record, return tokens
+         ▲                                                                                          │
+         └──────────────────────────────────────────────────────────────────────────────────────────┘
+
+Each turn of the loop handles whatever has been answered since the last one: it gives those tokens back and borrows new
+ones in one call to Redis, records those outcomes and claims new messages in one transaction, and starts the new sends.
+No connection is held while a request is out. One drain keeps as many requests out as there are tokens, up to `WIDTH`;
+an account whose limits allow more gets several drains.
+
+Order matters, twice. The token comes before the claim, so that a message is never `sending` without one. The COMMIT
+comes before the request, so that whatever kills this process, the attempt is on record.
+"""
+
+import math
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from dataclasses import dataclass, field
+
+from ratelimit import Limits, Tokens, TokensUnavailable
+from ratelimit.tokens import START_WITHIN_S
+from workers import telemetry
+from workers.channels.base import Channel
+from workers.clock import monotonic_s
+from workers.domain.errors import StoreUnavailable
+from workers.domain.message import Claim
+from workers.domain.outcome import Outcome, OutcomeKind
+from workers.domain.retry import Defer, DeferralReason, RetryPolicy, decide
+from workers.services.settle import Settled, Settlement, announce, settle
+from workers.store import accounts, messages
+from workers.store.accounts import Account
+from workers.store.session import Connection, Database
+from workers.telemetry import logger
+from workers.wakeups import DRAIN_LEASE_S, Wakeups
+
+WIDTH = 32
+"""Requests that one drain keeps out at once."""
+MOST_DRAINS = 8
+"""Drains of one account at once, whatever its limits: others want their turn."""
+LOOK_AGAIN_S = 0.1
+"""How often a drain whose requests are still out looks for new messages meanwhile."""
+SOON_S = 0.05
+"""The least delay of a wake-up for something that is due but could not be claimed just now."""
+_SMOOTHING = 0.2
+
+log = logger(__name__)
+
+
+@dataclass(slots=True)
+class DrainReport:
+    """What a drain did. next_s: seconds until the account has something to do again; None: nothing that is known."""
+
+    claimed: int = 0
+    settled: int = 0
+    next_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatcher:
+    """What every drain of this process shares. `senders` runs the requests; `stopping` asks drains to end early."""
+
+    db: Database
+    tokens: Tokens
+    wakeups: Wakeups
+    channels: Mapping[str, Channel]
+    senders: Executor
+    default_limits: Limits
+    retry: RetryPolicy
+    send_timeout_s: float
+    worker: int
+    stopping: threading.Event = field(default_factory=threading.Event)
+    latency_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def lease_s(self) -> float:
+        """Of a loan: enough for the latest start and the whole exchange."""
+        return START_WITHIN_S + self.send_timeout_s + 1.0
+
+    def drain(self, account_id: str) -> DrainReport:
+        """Send what the account may send now. Leaves a wake-up for when there is more to do."""
+        account = accounts.get(self.db, account_id)
+        if account is None:
+            return DrainReport()
+        limits = account.limits or self.default_limits
+        drain_id = secrets.token_hex(4)
+        if not self.wakeups.begin_drain(account_id, drain_id, drains_needed(limits)):
+            return DrainReport()
+        drain = _Drain(self, account, limits, drain_id)
+        try:
+            messages.admit_due(self.db, account_id)
+            report = drain.run()
+        finally:
+            drain.leave()
+        if report.next_s is not None:
+            self.wakeups.wake(account_id, report.next_s)
+        return report
+
+
+def drains_needed(limits: Limits) -> int:
+    """How many drains it takes to have every token out at once."""
+    return max(1, min(MOST_DRAINS, math.ceil(limits.most_at_once / WIDTH)))
+
+
+class _Drain:
+    def __init__(self, shared: Dispatcher, account: Account, limits: Limits, drain_id: str) -> None:
+        self._ = shared
+        self._account, self._limits, self._id = account, limits, drain_id
+        self._channel = shared.channels[account.channel]
+        self._out: dict[Future[Outcome], Claim] = {}
+        self._returned: list[str] = []
+        self._refunded: list[str] = []
+        self._report = DrainReport()
+        self._denied_until_s = 0.0
+        self._dry = False
+        self._renewed_s = monotonic_s()
+
+    def run(self) -> DrainReport:
+        finished: list[Settlement] = []
+        while True:
+            borrowed_s = monotonic_s()
+            tokens, free_s = self._trade_tokens(self._wish(finished))
+            claims = self._record_and_claim(finished, tokens)
+            self._start(claims, borrowed_s, free_s)
+            if not self._out:
+                break
+            finished = self._await_answers()
+            self._renew()
+        self._report.next_s = self._next_s()
+        return self._report
+
+    def leave(self) -> None:
+        """Give back what is still in hand and make room. Redis being away, both end by themselves in time."""
+        try:
+            if self._returned or self._refunded:
+                self._trade_tokens(0)
+            self._.wakeups.end_drain(self._account.id, self._id)
+            if self._report.settled:
+                latency_s = self._.latency_s.get(self._account.id, 0.0)
+                self._.wakeups.note_processed(self._account.id, time.time(), latency_s)
+        except TokensUnavailable as error:
+            log.warning("drain_left_without_redis", account_id=self._account.id, error=str(error))
+
+    def _wish(self, finished: list[Settlement]) -> int:
+        """How many tokens to ask for in this turn."""
+        if self._.stopping.is_set():
+            return 0
+        # A denial that hung on a loan of ours was a bound; with the loan given back, it is worth asking again.
+        if monotonic_s() < self._denied_until_s and not (self._returned or self._refunded):
+            return 0
+        room = WIDTH - len(self._out)
+        # Nothing was left to claim in the last turn; only what has just been answered may have made way for another.
+        return min(room, len(finished)) if self._dry else room
+
+    def _trade_tokens(self, want: int) -> tuple[tuple[str, ...], float]:
+        """Return and refund what is due, and borrow up to `want`."""
+        if not (want or self._returned or self._refunded):
+            return (), math.inf
+        try:
+            grant = self._.tokens.exchange(
+                self._account.id,
+                self._limits,
+                want=want,
+                lease_s=self._.lease_s,
+                returned=self._returned,
+                refunded=self._refunded,
+            )
+        except TokensUnavailable:
+            if not self._out and not self._returned:
+                raise
+            log.warning("tokens_unavailable", account_id=self._account.id)
+            self._denied_until_s = monotonic_s() + 1.0
+            return (), math.inf
+        self._returned, self._refunded = [], []
+        if grant.lost:
+            log.warning("tokens_lost", account_id=self._account.id)
+            self._.tokens.report_loss()
+            self._denied_until_s = monotonic_s() + 1.0
+        elif len(grant.tokens) < want:
+            self._denied_until_s = monotonic_s() + grant.wait_s
+        return grant.tokens, grant.free_s
+
+    def _record_and_claim(self, finished: list[Settlement], tokens: tuple[str, ...]) -> list[Claim]:
+        """Record what has ended and claim what comes next, in one COMMIT."""
+        if not (finished or tokens):
+            return []
+
+        def work(c: Connection) -> tuple[Settled, list[Claim]]:
+            settled = settle(c, finished)
+            return settled, messages.claim_next(c, self._account.id, tokens, self._.worker, self._.lease_s)
+
+        try:
+            settled, claims = self._insist(lambda: self._.db.transaction(work), bool(finished))
+        except BaseException:
+            self._refunded += tokens
+            raise
+        announce(settled)
+        self._report.settled += len(finished)
+        self._report.claimed += len(claims)
+        used = {claim.token for claim in claims}
+        self._refunded += [token for token in tokens if token not in used]
+        self._dry = bool(tokens) and len(claims) < len(tokens)
+        return claims
+
+    def _insist(self, work: Callable[[], tuple[Settled, list[Claim]]], must: bool) -> tuple[Settled, list[Claim]]:
+        """What was sent must be recorded: keep trying while this process lives. What it could not record in the end is
+        found by the reconciler as an attempt without an outcome."""
+        pause_s = 0.05
+        while True:
+            try:
+                return work()
+            except StoreUnavailable as error:
+                if not must:
+                    raise
+                log.warning("record_delayed", account_id=self._account.id, error=str(error))
+                time.sleep(pause_s)
+                pause_s = min(pause_s * 2, 1.0)
+
+    def _start(self, claims: list[Claim], borrowed_s: float, free_s: float) -> None:
+        start_by_s = borrowed_s + START_WITHIN_S
+        for claim in claims:
+            telemetry.dispatch_delay.observe(max(0.0, min(claim.due_s, free_s)))
+            future = self._.senders.submit(
+                self._channel.send,
+                claim,
+                self._account.api_key,
+                start_by_s=start_by_s,
+                timeout_s=self._.send_timeout_s,
+            )
+            self._out[future] = claim
+
+    def _await_answers(self) -> list[Settlement]:
+        done, _ = wait(self._out, timeout=LOOK_AGAIN_S, return_when=FIRST_COMPLETED)
+        if not done:
+            self._dry = False  # something may have come in meanwhile
+        return [self._judge(self._out.pop(future), future.result()) for future in done]
+
+    def _judge(self, claim: Claim, outcome: Outcome) -> Settlement:
+        """Decide what follows, and what becomes of the token."""
+        if not outcome.left:
+            self._refunded.append(claim.token)
+        elif outcome.kind is not OutcomeKind.UNKNOWN:
+            self._returned.append(claim.token)
+        # An unknown one stays out until its loan ends: no answer came, so the deadline is what counts.
+        decision = decide(
+            outcome,
+            claim.tries,
+            self._.retry,
+            idempotent=self._channel.idempotent,
+            has_history=self._channel.has_history,
+            time_left_s=self._.send_timeout_s - outcome.latency_s,
+        )
+        if isinstance(decision, Defer):
+            if decision.reason is DeferralReason.THROTTLED:
+                telemetry.upstream_throttled.labels(self._channel.name).inc()
+                self._cool_down(decision.cooldown_s)
+            elif decision.reason is DeferralReason.PAUSED:
+                self._dry = True
+        telemetry.send_latency.labels(self._channel.name).observe(outcome.latency_s)
+        known_s = self._.latency_s.get(self._account.id, outcome.latency_s)
+        self._.latency_s[self._account.id] = known_s + _SMOOTHING * (outcome.latency_s - known_s)
+        return Settlement(claim, outcome, decision)
+
+    def _cool_down(self, for_s: float) -> None:
+        try:
+            for_s = self._.tokens.cool_down(self._account.id, for_s)
+        except TokensUnavailable:
+            log.warning("cooldown_only_in_store", account_id=self._account.id)
+        self._denied_until_s = max(self._denied_until_s, monotonic_s() + for_s)
+
+    def _renew(self) -> None:
+        if monotonic_s() - self._renewed_s < DRAIN_LEASE_S / 3:
+            return
+        self._renewed_s = monotonic_s()
+        try:
+            self._.wakeups.renew_drain(self._account.id, self._id)
+        except TokensUnavailable as error:
+            log.warning("drain_not_renewed", account_id=self._account.id, error=str(error))
+
+    def _next_s(self) -> float | None:
+        """When the account has something to do again."""
+        if self._.stopping.is_set():
+            return 0.0  # somebody else goes on
+        if self._dry:
+            due_s = messages.next_due_s(self._.db, self._account.id)
+            if due_s is None:
+                return None
+            return max(due_s, self._denied_until_s - monotonic_s(), SOON_S)
+        return max(self._denied_until_s - monotonic_s(), SOON_S)

@@ -1,0 +1,198 @@
+"""What people ask: how things stand, and what became of a message."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from ratelimit import Limits, Tokens, TokensUnavailable, View, forecast
+from workers.domain.errors import NotFound
+from workers.domain.state import IN_FLIGHT, WAITING, State
+from workers.services.estimate import Estimate, estimate
+from workers.services.submit import look
+from workers.store import accounts, queries
+from workers.store.accounts import Account
+from workers.store.queries import Scope
+from workers.store.session import Database, Row
+from workers.wakeups import EXPECTED_LATENCY_S, Wakeups
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Of a message that has not gone yet."""
+
+    position: int
+    estimate: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Dossier:
+    """Everything about one message. attempts: those that count; deferrals: requests that did not count."""
+
+    message: Row
+    attempts: list[Row]
+    deferrals: list[Row]
+    dead_letters: list[Row]
+    waiting: Waiting | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountStatus:
+    """state: active, paused or cooldown. next_token_s: None if no token returns by itself."""
+
+    account: Account
+    counts: dict[State, int]
+    state: str
+    reason: str | None
+    tokens_available: int | None
+    next_token_s: float | None
+    done_s: float | None
+    """Seconds until its last waiting message goes; None if nobody can say."""
+
+    @property
+    def depth(self) -> int:
+        return sum(self.counts.get(state, 0) for state in WAITING)
+
+    @property
+    def in_flight(self) -> int:
+        return sum(self.counts.get(state, 0) for state in IN_FLIGHT)
+
+    @property
+    def dead_letters(self) -> int:
+        return self.counts.get(State.FAILED, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    accounts: list[AccountStatus]
+    limits: Limits
+    last_processed_at: datetime | None
+    troubles: list[str] = field(default_factory=list)
+    """What keeps messages from going out, for people; empty if nothing does."""
+
+    @property
+    def depth(self) -> int:
+        return sum(account.depth for account in self.accounts)
+
+    @property
+    def in_flight(self) -> int:
+        return sum(account.in_flight for account in self.accounts)
+
+    @property
+    def dead_letters(self) -> int:
+        return sum(account.dead_letters for account in self.accounts)
+
+    @property
+    def done_s(self) -> float:
+        """Seconds until the last waiting message goes, of those of which it can be said."""
+        return max((account.done_s for account in self.accounts if account.done_s), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    db: Database
+    tokens: Tokens
+    wakeups: Wakeups
+    default_limits: Limits
+
+    def message(self, message_id: str, scope: Scope) -> Dossier:
+        """Raises NotFound, also outside the scope."""
+        row = queries.message(self.db, message_id, scope)
+        if row is None:
+            raise NotFound(f"No message {message_id}")
+        tried = queries.attempts(self.db, message_id)
+        return Dossier(
+            message=row,
+            attempts=[attempt for attempt in tried if attempt["counted"]],
+            deferrals=[attempt for attempt in tried if not attempt["counted"]],
+            dead_letters=queries.dead_letters(self.db, message_id),
+            waiting=self._waiting(row) if State(row["state"]) in WAITING else None,
+        )
+
+    def status(self, scope: Scope) -> Status:
+        found = accounts.all_of(self.db, None if scope is None else list(scope))
+        counts = queries.counts(self.db, scope)
+        troubles = []
+        views: list[View | None]
+        try:
+            views = list(self.tokens.views([(account.id, self._limits(account)) for account in found]))
+            last_s = self.wakeups.last_processed_s([account.id for account in found])
+            troubles += [
+                f"No {kind} is running: messages are accepted, and wait"
+                for kind in ("worker", "pacer")
+                if not self.wakeups.alive(kind)
+            ]
+        except TokensUnavailable:
+            views, last_s = [None] * len(found), None
+            troubles.append("Redis is away: messages are accepted, and wait until it is back")
+        held = {self._limits(account) for account in found}
+        return Status(
+            [self._account(a, v, counts.get(a.id, {})) for a, v in zip(found, views, strict=True)],
+            held.pop() if len(held) == 1 else self.default_limits,
+            None if last_s is None else datetime.fromtimestamp(last_s, UTC),
+            troubles,
+        )
+
+    def ready(self) -> list[str]:
+        """What is missing for messages to be accepted and sent; empty if nothing is."""
+        missing = []
+        try:
+            self.db.one("SELECT 1")
+        except Exception as error:
+            missing.append(f"database: {error}")
+        try:
+            missing += [f"{kind}: none is alive" for kind in ("pacer", "worker") if not self.wakeups.alive(kind)]
+            if self.tokens.lost():
+                missing.append("tokens: being rebuilt")
+        except TokensUnavailable as error:
+            missing.append(f"redis: {error}")
+        return missing
+
+    def _limits(self, account: Account) -> Limits:
+        return account.limits or self.default_limits
+
+    def _waiting(self, row: Row) -> Waiting:
+        account = accounts.get(self.db, row["account_id"])
+        assert account is not None, "messages refer to accounts"
+        now = datetime.now(UTC)
+        position = queries.ahead_of(self.db, row["id"]) + 1
+        view, latency_s = look(self.tokens, self.wakeups, account, self._limits(account))
+        promise = estimate(
+            account,
+            self._limits(account),
+            view,
+            position=position,
+            state=State(row["state"]),
+            due_s=max(0.0, (row["due_at"] - now).total_seconds()),
+            latency_s=latency_s,
+            now=now,
+        )
+        return Waiting(position, promise)
+
+    def _account(self, account: Account, view: View | None, counts: dict[State, int]) -> AccountStatus:
+        limits = self._limits(account)
+        state, reason = "active", None
+        cooldown_s = max(account.cooldown_s, view.cooldown_s if view else 0.0)
+        if account.paused_s:
+            state, reason = "paused", account.pause_reason
+        elif cooldown_s:
+            state, reason = "cooldown", f"throttled by the upstream for {cooldown_s:.0f} s more"
+        depth = sum(counts.get(waiting, 0) for waiting in WAITING)
+        if view is None:
+            return AccountStatus(
+                account=account, counts=counts, state=state, reason=reason, tokens_available=None,
+                next_token_s=None, done_s=None,
+            )  # fmt: skip
+        endless = account.paused_s == float("inf")
+        held_s = max(account.paused_s, cooldown_s)
+        soonest_s = forecast(limits, view.uses, 1, latency_s=0.0, not_before_s=cooldown_s)
+        done_s = None
+        if depth and not endless:
+            done_s = forecast(limits, view.uses, depth, latency_s=EXPECTED_LATENCY_S, not_before_s=held_s)
+        return AccountStatus(
+            account=account,
+            counts=counts,
+            state=state,
+            reason=reason,
+            tokens_available=0 if cooldown_s else view.available(limits),
+            next_token_s=soonest_s,
+            done_s=done_s,
+        )

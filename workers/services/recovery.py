@@ -1,0 +1,198 @@
+"""What puts things right after a fault: each function finds what is out of order and mends it, guarded so that several
+may run at once.
+
+    rescue      claims whose worker died or hangs: their outcome is unknown
+    rebuild     tokens that Redis lost, from the books, before any is given out again
+    verify      unknown outcomes, in the upstream's history
+    expire      waiting messages past their expiresAt
+"""
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from ratelimit import Limits, Tokens, Use
+from ratelimit.tokens import START_WITHIN_S
+from workers import telemetry
+from workers.channels.base import Channel
+from workers.clock import monotonic_s
+from workers.domain.errors import StaleClaim
+from workers.domain.outcome import Evidence, Outcome, OutcomeKind
+from workers.domain.retry import DeadLetterReason, RetryPolicy, ScheduleRetry, backoff_s, decide
+from workers.presence import LOCK_CLASS
+from workers.services.settle import Settlement, announce, settle
+from workers.store import accounts, messages
+from workers.store.session import Connection, Database
+from workers.telemetry import logger
+from workers.wakeups import Wakeups
+
+GRACE_S = 1.0
+"""A claim is taken over this long after its deadline, so that a drain just recording it is not disturbed."""
+DEAD_FOR_S = 2.0
+"""A worker counts as dead once its lock has been missing this long: after a restart of PostgreSQL the living take their
+locks again within a second."""
+LOOKUPS = 5
+"""Look-ups of one unknown outcome before a person must decide."""
+LOOKUP_TIMEOUT_S = 10.0
+_LOOKUP_RETRY = RetryPolicy(max_attempts=LOOKUPS, base_s=2.0, max_s=30.0)
+
+log = logger(__name__)
+
+
+@dataclass(slots=True)
+class Rescuer:
+    """Takes over claims whose worker is gone. Keeps in mind since when each worker has been missing."""
+
+    db: Database
+    wakeups: Wakeups
+    channels: Mapping[str, Channel]
+    retry: RetryPolicy
+    missing_since_s: dict[int, float] = field(default_factory=dict)
+
+    def rescue(self) -> int:
+        """Settle every orphan as an unknown outcome. Returns how many."""
+        now = monotonic_s()
+        orphans = messages.find_orphans(self.db, grace_s=GRACE_S, lock_class=LOCK_CLASS)
+        missing = {orphan.worker for orphan in orphans}
+        self.missing_since_s = {worker: self.missing_since_s.get(worker, now) for worker in missing}
+        rescued = 0
+        for orphan in orphans:
+            overdue = orphan.time_left_s < -GRACE_S
+            if not overdue and now - self.missing_since_s[orphan.worker] < DEAD_FOR_S:
+                continue
+            rescued += self._settle(orphan, "hung" if overdue else "died")
+        return rescued
+
+    def _settle(self, orphan: messages.Orphan, what: str) -> int:
+        account = accounts.get(self.db, orphan.claim.account_id)
+        assert account is not None, "messages refer to accounts"
+        channel = self.channels[account.channel]
+        outcome = Outcome(OutcomeKind.UNKNOWN, error=f"the worker {what} before it could record the outcome")
+        decision = decide(
+            outcome,
+            orphan.claim.tries,
+            self.retry,
+            idempotent=channel.idempotent,
+            has_history=channel.has_history,
+            time_left_s=orphan.time_left_s,
+        )
+        if isinstance(decision, ScheduleRetry):
+            decision = ScheduleRetry(0.0)  # the upstream is not to blame, and need not be spared
+        settled = self.db.transaction(lambda c: settle(c, [Settlement(orphan.claim, outcome, decision)]))
+        announce(settled)
+        if settled.stale:
+            return 0
+        telemetry.rescued.inc()
+        self.wakeups.wake(orphan.claim.account_id)
+        return 1
+
+
+def rebuild_tokens(db: Database, tokens: Tokens, default_limits: Limits, pause: Callable[[float], object]) -> int:
+    """If Redis lost its data: bring back the uses of every account from the attempts on record, with one query, and
+    only then open the accounts' gates again. Returns how many it opened.
+
+    pause(seconds) waits between marking the gates and reading the books; see `ratelimit.tokens.START_WITHIN_S`.
+    """
+    if not tokens.lost():
+        return 0
+    known = {account.id: account for account in accounts.all_of(db)}
+    nonces = tokens.begin_rebuild(list(known))
+    opened = 0
+    if nonces:
+        pause(START_WITHIN_S)
+        limits = {account_id: known[account_id].limits or default_limits for account_id in nonces}
+        uses: defaultdict[str, list[Use]] = defaultdict(list)
+        longest_s = max(limit.longest_period_s for limit in limits.values())
+        for row in messages.token_uses(db, longest_s):
+            uses[row["account_id"]].append(Use(row["token"], row["ended_s"]))
+        cooldowns = {account.id: account.cooldown_s for account in accounts.all_of(db, list(nonces))}
+        opened = tokens.finish_rebuild(
+            (account_id, nonce, limits[account_id], cooldowns.get(account_id, 0.0), uses[account_id])
+            for account_id, nonce in nonces.items()
+        )
+        log.warning("tokens_rebuilt", accounts=opened, uses=sum(map(len, uses.values())))
+    tokens.declare_known()
+    return opened
+
+
+def expire(db: Database) -> int:
+    """Close what is past its expiresAt. Returns how many."""
+    gone = messages.expire(db)
+    for message_id in gone:
+        telemetry.messages_processed.labels("expired").inc()
+        log.info("message_expired", message_id=message_id)
+    return len(gone)
+
+
+def verify(
+    db: Database,
+    wakeups: Wakeups,
+    channels: Mapping[str, Channel],
+    retry: RetryPolicy,
+    stopping: threading.Event,
+) -> int:
+    """Look up the unknown outcomes that are due, one after the other. Spends no token. Returns how many it settled."""
+    verified = 0
+    while not stopping.is_set():
+        due = messages.claim_lookups(db, want=1, lease_s=2 * LOOKUP_TIMEOUT_S)
+        if not due:
+            break
+        verified += _verify_one(db, wakeups, channels, retry, due[0])
+    return verified
+
+
+def _verify_one(
+    db: Database,
+    wakeups: Wakeups,
+    channels: Mapping[str, Channel],
+    retry: RetryPolicy,
+    lookup: messages.Lookup,
+) -> int:
+    claim = lookup.claim
+    account = accounts.get(db, claim.account_id)
+    assert account is not None, "messages refer to accounts"
+    finding = channels[account.channel].find(
+        claim,
+        account.api_key,
+        started_ago_s=lookup.started_ago_s,
+        known_ids=lookup.known_ids,
+        timeout_s=LOOKUP_TIMEOUT_S,
+    )
+
+    def work(c: Connection) -> str:
+        if finding.evidence is Evidence.FOUND:
+            messages.confirm_sent(c, claim, finding.upstream_id)
+            return "sent"
+        if finding.evidence is Evidence.ABSENT and claim.tries < retry.max_attempts:
+            messages.confirm_absent(c, claim)
+            return "queued"
+        if finding.evidence is Evidence.ABSENT:
+            messages.bury_unverified(c, claim, DeadLetterReason.RETRIES_EXHAUSTED, "it did not arrive, time and again")
+            return "failed"
+        if lookup.lookups < LOOKUPS:
+            messages.look_again(c, claim, backoff_s(lookup.lookups, _LOOKUP_RETRY))
+            return "verifying"
+        words = f"nobody knows whether it arrived; the look-up says: {finding.error}"
+        messages.bury_unverified(c, claim, DeadLetterReason.OUTCOME_UNKNOWN, words)
+        return "failed"
+
+    try:
+        state = db.transaction(work)
+    except StaleClaim:
+        log.warning("stale_lookup", message_id=claim.message_id)
+        return 0
+    log.info(
+        "message_looked_up",
+        message_id=claim.message_id,
+        account_id=claim.account_id,
+        evidence=str(finding.evidence),
+        state=state,
+        lookups=lookup.lookups,
+        error=finding.error,
+    )
+    if state in ("sent", "failed"):
+        telemetry.messages_processed.labels(state).inc()
+    if state != "verifying":
+        wakeups.wake(claim.account_id)
+    return 1

@@ -1,0 +1,205 @@
+"""Every setting, where it comes from, what it means and what is wrong with a bad one.
+
+Read once, at the start of a process. A value that makes no sense stops the process with the variable's name, the value
+and what would be right; a variable that was never ours is left alone.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ratelimit import BadLimits, Limits
+from workers.domain.retry import RetryPolicy
+
+
+class BadSetting(ValueError):
+    """A setting makes no sense. The message names the variable, the value and the remedy."""
+
+    def __init__(self, variable: str, value: object, remedy: str) -> None:
+        super().__init__(f"{variable}={value!r}: {remedy}")
+        self.variable = variable
+
+
+def _text(raw: str) -> str:
+    return raw
+
+
+def _number(low: float, high: float, unit: str) -> Callable[[str], float]:
+    def parse(raw: str) -> float:
+        try:
+            value = float(raw)
+        except ValueError:
+            raise ValueError(f"must be a number of {unit} from {low:g} to {high:g}") from None
+        if not low <= value <= high:
+            raise ValueError(f"must be a number of {unit} from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+def _whole(low: int, high: int, unit: str) -> Callable[[str], int]:
+    def parse(raw: str) -> int:
+        if not raw.strip().isascii() or not raw.strip().isdigit() or not low <= int(raw) <= high:
+            raise ValueError(f"must be a whole number of {unit} from {low} to {high}")
+        return int(raw)
+
+    return parse
+
+
+def _flag(raw: str) -> bool:
+    if raw.lower() in ("1", "true", "yes", "on"):
+        return True
+    if raw.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError("must be 1 or 0")
+
+
+def _url(*schemes: str, example: str) -> Callable[[str], str]:
+    def parse(raw: str) -> str:
+        if urlsplit(raw).scheme not in schemes:
+            raise ValueError(f"must be a URL beginning with {' or '.join(f'{s}://' for s in schemes)}, e.g. {example}")
+        return raw
+
+    return parse
+
+
+def _postgres(raw: str) -> str:
+    url = raw.replace("postgres://", "postgresql://", 1) if raw.startswith("postgres://") else raw
+    if not url.startswith(("postgresql://", "postgresql+psycopg://")):
+        raise ValueError("must be a PostgreSQL URL, e.g. postgresql://user:password@host:5432/paceline")
+    return url.replace("postgresql+psycopg://", "postgresql://", 1)
+
+
+def _limits(raw: str) -> Limits:
+    return Limits.parse(raw)
+
+
+def _limits_or_off(raw: str) -> Limits | None:
+    return None if raw.strip().lower() in ("off", "0", "none") else Limits.parse(raw)
+
+
+def _secret(raw: str) -> str:
+    if len(raw.encode()) < 32:
+        raise ValueError("must be at least 32 bytes; make one with: openssl rand -hex 32")
+    return raw
+
+
+def _key_text(raw: str) -> str:
+    """A PEM key, in the variable itself or in the file it names."""
+    if raw.lstrip().startswith("-----BEGIN"):
+        return raw.replace("\\n", "\n")
+    return _file(raw).read_text()
+
+
+def _file(raw: str) -> Path:
+    path = Path(raw)
+    if not path.is_file():
+        raise ValueError("must name a file that exists")
+    return path
+
+
+def _choice(*choices: str) -> Callable[[str], str]:
+    def parse(raw: str) -> str:
+        if raw not in choices:
+            raise ValueError(f"must be {' or '.join(choices)}")
+        return raw
+
+    return parse
+
+
+def _from(variable: str, parse: Callable[[str], Any], default: str | None = None) -> Any:
+    """A field read from an environment variable; the default is written as it would be there."""
+    return field(metadata={"variable": variable, "parse": parse, "default": default})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a Paceline process needs to know. Secrets stay out of its repr."""
+
+    database_url: str = _from("DATABASE_URL", _postgres)
+    """PostgreSQL 15 or newer, the truth."""
+    redis_url: str = _from("REDIS_URL", _url("redis", "rediss", "unix", example="redis://host:6379/0"))
+    """Redis 7 or Valkey 8 or newer: tokens and wake-ups. Without eviction (`maxmemory-policy noeviction`)."""
+    celery_broker_url: str = _from("CELERY_BROKER_URL", _text, "")
+    """Celery's broker; REDIS_URL if empty. RabbitMQ works too."""
+
+    jwt_secret_key: str | None = _from("JWT_SECRET_KEY", _secret)
+    """Signs and checks HS256 tokens; at least 32 bytes."""
+    jwt_public_key: str | None = _from("JWT_PUBLIC_KEY", _key_text)
+    """PEM (or a file with it) of whoever else issues the tokens: RS256, ES256 or EdDSA, as the key is."""
+    jwt_jwks_file: Path | None = _from("JWT_JWKS_FILE", _file)
+    """A JWKS document with the keys of whoever else issues the tokens."""
+
+    onlyfans_base_url: str = _from(
+        "ONLYFANS_BASE_URL", _url("http", "https", example="https://api.example.com"), "http://127.0.0.1:9000"
+    )
+    """Where the `onlyfans` channel sends."""
+    onlyfans_api_key: str = _from("ONLYFANS_API_KEY", _text, "")
+    """For accounts without a key of their own."""
+    onlyfans_idempotent: bool = _from("ONLYFANS_IDEMPOTENT", _flag, "0")
+    """1: the upstream honours Idempotency-Key, so an unknown outcome may be sent again."""
+
+    rate_limit: Limits = _from("RATE_LIMIT", _limits, "10/minute")
+    """Limits of accounts that have none of their own."""
+    api_rate_limit: Limits | None = _from("API_RATE_LIMIT", _limits_or_off, "60/minute")
+    """Requests of one caller (`sub`) to the API; `off` for none."""
+    max_attempts: int = _from("MAX_ATTEMPTS", _whole(1, 100, "attempts"), "5")
+    """Attempts before a failing message becomes a dead letter."""
+    retry_base_seconds: float = _from("RETRY_BASE_SECONDS", _number(0, 3600, "seconds"), "5")
+    """Ceiling of the first retry's delay; it doubles from attempt to attempt."""
+    retry_max_seconds: float = _from("RETRY_MAX_SECONDS", _number(0, 86400, "seconds"), "900")
+    """Ceiling of every retry's delay."""
+    send_timeout_seconds: float = _from("SEND_TIMEOUT_SECONDS", _number(0.1, 300, "seconds"), "10")
+    """The one deadline of a request upstream, from connecting to the last byte of the answer."""
+    max_queue_depth: int = _from("MAX_QUEUE_DEPTH", _whole(1, 100_000_000, "messages"), "100000")
+    """Messages that may wait on one account before sends are refused with 429."""
+
+    log_format: str = _from("LOG_FORMAT", _choice("json", "console"), "json")
+    """`json` for machines, `console` for people."""
+    metrics_port: int | None = _from("METRICS_PORT", _whole(1, 65535, "(a port)"))
+    """Workers and pacers serve /metrics there; not at all if unset."""
+    metrics_token: str | None = _from("METRICS_TOKEN", _text)
+    """Bearer token that /metrics asks for; open if unset."""
+    retention_days: int = _from("RETENTION_DAYS", _whole(1, 3650, "days"), "30")
+    """How long finished messages are kept."""
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
+        """Read the settings. Raises `BadSetting` at the first that makes no sense."""
+        environ = os.environ if environ is None else environ
+        values = {setting.name: _read(setting.metadata, environ) for setting in fields(cls)}
+        return cls(**values)
+
+    @property
+    def broker_url(self) -> str:
+        """What Celery connects to. kombu has another word for a Unix socket than redis-py."""
+        return self.celery_broker_url or self.redis_url.replace("unix://", "redis+socket://", 1)
+
+    @property
+    def retry_policy(self) -> RetryPolicy:
+        return RetryPolicy(self.max_attempts, self.retry_base_seconds, self.retry_max_seconds)
+
+    def __repr__(self) -> str:
+        return "Settings(…)"
+
+
+def variables() -> dict[str, str | None]:
+    """Every variable and its default, as it would be written in the environment."""
+    return {setting.metadata["variable"]: setting.metadata["default"] for setting in fields(Settings)}
+
+
+def _read(about: Mapping[str, Any], environ: Mapping[str, str]) -> Any:
+    variable, default = about["variable"], about["default"]
+    raw = environ.get(variable) or default
+    if raw is None:
+        if variable in ("DATABASE_URL", "REDIS_URL"):
+            raise BadSetting(variable, "", "must be set; `paceline up` sets it for itself")
+        return None
+    try:
+        return about["parse"](raw) if raw else raw
+    except (BadLimits, ValueError, OSError) as error:
+        shown = "(not shown)" if "SECRET" in variable or "KEY" in variable or "TOKEN" in variable else raw
+        raise BadSetting(variable, shown, str(error)) from error

@@ -1,0 +1,133 @@
+"""Accounts: their limits, keys, pauses and cooldowns."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from ratelimit import Limits
+from workers.store.session import Connection, Database, Row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """As the database has it. limits: None for the default. paused_s, cooldown_s: what is left of it, in seconds;
+    paused_s is infinite for a pause without an end; 0 for neither."""
+
+    id: str
+    channel: str
+    limits: Limits | None
+    api_key: str | None
+    paused_s: float = 0.0
+    pause_reason: str | None = None
+    cooldown_s: float = 0.0
+
+    def __repr__(self) -> str:
+        return f"Account({self.id})"
+
+
+_COLUMNS = """
+    a.id, a.channel, a.limits, a.api_key, a.pause_reason,
+    CASE WHEN a.paused_at IS NULL THEN 0
+         WHEN a.paused_until IS NULL THEN 'infinity'::float8
+         ELSE greatest(0, extract(epoch FROM a.paused_until - now())::float8) END AS paused_s,
+    greatest(0, coalesce(extract(epoch FROM a.cooldown_until - now())::float8, 0)) AS cooldown_s
+"""
+
+_GET = f"SELECT {_COLUMNS} FROM accounts a WHERE a.id = %(account_id)s"
+_LIST = f"SELECT {_COLUMNS} FROM accounts a WHERE %(ids)s::text[] IS NULL OR a.id = ANY(%(ids)s::text[]) ORDER BY a.id"
+
+
+def get(db: Database, account_id: str) -> Account | None:
+    row = db.one(_GET, {"account_id": account_id})
+    return _account(row) if row else None
+
+
+def all_of(db: Database, ids: list[str] | None = None) -> list[Account]:
+    """The accounts of these ids, or all there are."""
+    return [_account(row) for row in db.all(_LIST, {"ids": ids})]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """An account as a new message finds it: how many wait, and how many of these would go before it."""
+
+    account: Account
+    depth: int
+    ahead: int
+
+
+_STANDING = f"""
+SELECT {_COLUMNS}, t.depth::int, t.ahead::int
+FROM accounts a CROSS JOIN LATERAL (
+    SELECT coalesce(sum(n), 0) AS depth,
+           coalesce(sum(n) FILTER (WHERE state <> 'scheduled' AND priority >= %(priority)s), 0) AS ahead
+    FROM tallies WHERE account_id = a.id AND state IN ('scheduled', 'held', 'queued')
+) t
+WHERE a.id = %(account_id)s
+"""
+
+
+def standing(db: Database, account_id: str, priority: int) -> Standing | None:
+    row = db.one(_STANDING, {"account_id": account_id, "priority": priority})
+    return Standing(_account(row), row["depth"], row["ahead"]) if row else None
+
+
+_CREATE = """
+INSERT INTO accounts (id, channel, limits, api_key) VALUES (%(id)s, %(channel)s, %(limits)s, %(api_key)s)
+ON CONFLICT DO NOTHING RETURNING id
+"""
+
+
+def create(
+    db: Database,
+    account_id: str,
+    *,
+    channel: str = "onlyfans",
+    limits: Limits | None = None,
+    api_key: str | None = None,
+) -> bool:
+    """Add an account. False if it was there already."""
+    text = None if limits is None else str(limits)
+    return bool(db.all(_CREATE, {"id": account_id, "channel": channel, "limits": text, "api_key": api_key}))
+
+
+_PAUSE = """
+UPDATE accounts SET paused_at = now(), paused_until = %(until)s, pause_reason = %(reason)s
+WHERE id = %(account_id)s RETURNING id
+"""
+
+
+def pause(c: Connection | Database, account_id: str, reason: str, until: datetime | None = None) -> bool:
+    """Hold the account's messages back until a time, or until it is resumed. False if there is no such account."""
+    return bool(c.all(_PAUSE, {"account_id": account_id, "reason": reason, "until": until}))
+
+
+_RESUME = """
+UPDATE accounts SET paused_at = NULL, paused_until = NULL, pause_reason = NULL WHERE id = %(account_id)s RETURNING id
+"""
+
+
+def resume(c: Connection | Database, account_id: str) -> bool:
+    return bool(c.all(_RESUME, {"account_id": account_id}))
+
+
+_COOL_DOWN = """
+UPDATE accounts SET cooldown_until = greatest(cooldown_until, clock_timestamp() + %(for_s)s * interval '1 second')
+WHERE id = %(account_id)s RETURNING id
+"""
+
+
+def cool_down(c: Connection | Database, account_id: str, for_s: float) -> None:
+    """Note that the upstream closed the account; a cooldown is only ever extended."""
+    c.all(_COOL_DOWN, {"account_id": account_id, "for_s": for_s})
+
+
+def _account(row: Row) -> Account:
+    return Account(
+        id=row["id"],
+        channel=row["channel"],
+        limits=Limits.parse(row["limits"]) if row["limits"] else None,
+        api_key=row["api_key"],
+        paused_s=row["paused_s"],
+        pause_reason=row["pause_reason"] if row["paused_s"] else None,
+        cooldown_s=row["cooldown_s"],
+    )

@@ -1,0 +1,659 @@
+"""A message on its way. One function per transition; each names the state it expects, and says when it did not find it.
+
+Races closed here:
+
+* *Two heads of one line.* Joining a line looks for its head under FOR SHARE. Whoever is taking that head out holds the
+  row, so the newcomer waits and then sees that it is gone; whoever comes to take it out afterwards waits for the
+  newcomer's commit, and then sees it among the held. What is left, two newcomers at once, meets the unique index
+  `uq_messages_head`, and the loser tries again (`session.is_race`).
+* *A stale claim.* Recording names the attempt's number: a drain whose message was rescued meanwhile changes nothing and
+  is told (`StaleClaim`).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from workers.domain.errors import StaleClaim
+from workers.domain.message import Claim, Line, NewMessage
+from workers.domain.outcome import Outcome
+from workers.domain.retry import DeadLetterReason, DeferralReason
+from workers.store.session import Connection, Database, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A message as it stands in the database after COMMIT. replayed: it was there before, under the same key."""
+
+    message_id: str
+    state: str
+    queued_at: datetime
+    replayed: bool = False
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What the books say of a message just sent: how long it waited, and how far off its estimate was (s, signed)."""
+
+    message_id: str
+    waited_s: float
+    estimate_error_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A claim whose drain is gone, or should be: `time_left_s` until its loan ends (negative: it has)."""
+
+    claim: Claim
+    worker: int
+    time_left_s: float
+
+
+# --- in -------------------------------------------------------------------------------------------------------------
+
+_ACCEPT = """
+WITH key AS (
+    INSERT INTO idempotency_keys (subject, key, fingerprint, message_id)
+    SELECT %(subject)s, %(key)s::text, %(fingerprint)s, %(id)s WHERE %(key)s::text IS NOT NULL
+    ON CONFLICT DO NOTHING RETURNING 1
+), head AS (
+    SELECT 1 FROM messages
+    WHERE account_id = %(account_id)s AND recipient_id = %(recipient_id)s AND priority = %(priority)s::smallint
+      AND state IN ('queued', 'sending', 'verifying')
+    FOR SHARE
+)
+INSERT INTO messages (id, account_id, recipient_id, priority, content, media_ids, metadata, batch_id, send_at,
+                      expires_at, estimated_at, due_at, state)
+SELECT %(id)s, %(account_id)s, %(recipient_id)s, %(priority)s::smallint, %(content)s, %(media_ids)s::text[],
+       %(metadata)s::jsonb, %(batch_id)s, %(send_at)s, %(expires_at)s, %(estimated_at)s,
+       coalesce(greatest(%(send_at)s::timestamptz, now()), now()),
+       CASE WHEN %(send_at)s::timestamptz > now() THEN 'scheduled'
+            WHEN EXISTS (SELECT FROM head) THEN 'held'
+            ELSE 'queued' END
+WHERE %(key)s::text IS NULL OR EXISTS (SELECT FROM key)
+RETURNING id, state, queued_at
+"""
+
+_FIRST_USE = """
+SELECT k.fingerprint, m.id, m.state, m.queued_at
+FROM idempotency_keys k JOIN messages m ON m.id = k.message_id
+WHERE k.subject = %(subject)s AND k.key = %(key)s
+"""
+
+
+def accept(
+    db: Database,
+    message: NewMessage,
+    *,
+    estimated_at: datetime | None = None,
+    subject: str = "",
+    key: str | None = None,
+    fingerprint: str | None = None,
+) -> Accepted:
+    """Insert the message and commit. With an idempotency key that came before: what was accepted then."""
+    from psycopg.types.json import Jsonb
+
+    params = {
+        "id": message.id,
+        "account_id": message.account_id,
+        "recipient_id": message.recipient_id,
+        "priority": message.priority,
+        "content": message.content,
+        "media_ids": list(message.media_ids),
+        "metadata": None if message.metadata is None else Jsonb(message.metadata),
+        "batch_id": message.batch_id,
+        "send_at": message.send_at,
+        "expires_at": message.expires_at,
+        "estimated_at": estimated_at,
+        "subject": subject,
+        "key": key,
+        "fingerprint": fingerprint,
+    }
+    row = db.retrying(lambda: db.one(_ACCEPT, params))
+    if row:
+        return Accepted(row["id"], row["state"], row["queued_at"])
+    first = db.one(_FIRST_USE, params)
+    if first is None:  # pruned between the two statements: the key is free again
+        return accept(db, message, estimated_at=estimated_at, subject=subject, key=key, fingerprint=fingerprint)
+    return Accepted(first["id"], first["state"], first["queued_at"], True, first["fingerprint"])
+
+
+def key_used(db: Database, subject: str, key: str) -> bool:
+    """Whether a caller has used this idempotency key already."""
+    return db.one(_FIRST_USE, {"subject": subject, "key": key}) is not None
+
+
+_ADMIT_DUE = """
+WITH due AS (
+    SELECT id FROM messages
+    WHERE state = 'scheduled' AND account_id = %(account_id)s AND due_at <= now()
+    ORDER BY due_at LIMIT 1000 FOR UPDATE SKIP LOCKED
+)
+UPDATE messages m SET state = 'held' FROM due WHERE m.id = due.id AND m.state = 'scheduled'
+RETURNING m.account_id, m.recipient_id, m.priority
+"""
+
+
+def admit_due(db: Database, account_id: str) -> int:
+    """Let the account's scheduled messages whose time has come join their lines. Returns how many did."""
+
+    def work(c: Connection) -> int:
+        rows = c.all(_ADMIT_DUE, {"account_id": account_id})
+        elect_heads(c, map(_line, rows))
+        return len(rows)
+
+    return db.transaction(work)
+
+
+_ELECT_HEADS = """
+WITH line AS (
+    SELECT DISTINCT * FROM unnest(%(accounts)s::text[], %(recipients)s::text[], %(priorities)s::smallint[])
+        AS line (account_id, recipient_id, priority)
+), head AS MATERIALIZED (
+    SELECT m.account_id, m.recipient_id, m.priority
+    FROM messages m JOIN line USING (account_id, recipient_id, priority)
+    WHERE m.state IN ('queued', 'sending', 'verifying')
+    FOR SHARE OF m
+), first AS (
+    SELECT held.id
+    FROM line CROSS JOIN LATERAL (
+        SELECT id FROM messages m
+        WHERE m.account_id = line.account_id AND m.recipient_id = line.recipient_id AND m.priority = line.priority
+          AND m.state = 'held'
+        ORDER BY due_at, seq LIMIT 1 FOR UPDATE SKIP LOCKED
+    ) held
+    WHERE NOT EXISTS (SELECT FROM head WHERE (head.account_id, head.recipient_id, head.priority)
+                                           = (line.account_id, line.recipient_id, line.priority))
+)
+UPDATE messages m SET state = 'queued' FROM first WHERE m.id = first.id AND m.state = 'held'
+RETURNING m.id
+"""
+
+
+def elect_heads(c: Connection, lines: Iterable[Line]) -> int:
+    """In each of these lines that has no head, the first of the held becomes it. Belongs into the transaction that
+    took the old head out or put a new member in."""
+    lines = list(lines)
+    if not lines:
+        return 0
+    params = {
+        "accounts": [line.account_id for line in lines],
+        "recipients": [line.recipient_id for line in lines],
+        "priorities": [line.priority for line in lines],
+    }
+    return len(c.all(_ELECT_HEADS, params))
+
+
+# --- out ------------------------------------------------------------------------------------------------------------
+
+# Walks the priorities from 10 down, each from its oldest due message, and stops at the first `want`: ten index probes
+# at worst. One scan over all priorities would wade through whatever is waiting for its retry at the higher ones.
+_CLAIM_NEXT = """
+WITH next AS (
+    SELECT m.id, row_number() OVER () AS n
+    FROM accounts a
+    CROSS JOIN generate_series(10, 1, -1) AS p (priority)
+    CROSS JOIN LATERAL (
+        SELECT id FROM messages
+        WHERE account_id = a.id AND priority = p.priority AND state = 'queued' AND due_at <= now()
+          AND (expires_at IS NULL OR expires_at > now())
+        ORDER BY due_at, seq LIMIT %(want)s FOR UPDATE SKIP LOCKED
+    ) m
+    WHERE a.id = %(account_id)s AND (a.paused_at IS NULL OR a.paused_until <= now())
+    LIMIT %(want)s
+), claimed AS (
+    UPDATE messages m SET state = 'sending', attempts = m.attempts + 1, tries = m.tries + 1
+    FROM next WHERE m.id = next.id AND m.state = 'queued'
+    RETURNING m.id, m.account_id, m.recipient_id, m.priority, m.content, m.media_ids, m.attempts, m.tries, m.due_at,
+              (%(tokens)s::text[])[next.n] AS token
+), intent AS (
+    INSERT INTO attempts (message_id, account_id, number, token, worker, deadline_at)
+    SELECT id, account_id, attempts, token, %(worker)s, clock_timestamp() + %(lease_s)s * interval '1 second'
+    FROM claimed
+)
+SELECT *, extract(epoch FROM now() - due_at)::float8 AS due_s FROM claimed
+"""
+
+
+def claim_next(
+    c: Connection | Database, account_id: str, tokens: Sequence[str], worker: int, lease_s: float
+) -> list[Claim]:
+    """Claim up to one message per token and put an attempt for each on record, committed before anything leaves."""
+    if not tokens:
+        return []
+    params = {
+        "account_id": account_id,
+        "want": len(tokens),
+        "tokens": list(tokens),
+        "worker": worker,
+        "lease_s": lease_s,
+    }
+    return [_claim(row) for row in c.all(_CLAIM_NEXT, params)]
+
+
+# What an attempt came to; shared by every way of recording one.
+_CLOSE_ATTEMPT = """
+closed AS (
+    UPDATE attempts SET outcome = %(outcome)s, ended_at = clock_timestamp(), counted = %(counted)s, spent = %(spent)s,
+        deferral = %(deferral)s, http_status = %(http_status)s, latency_ms = %(latency_ms)s, error = %(error)s
+    WHERE message_id = %(message_id)s AND number = %(attempt)s AND outcome IS NULL
+    RETURNING message_id
+)"""
+
+_MARK_SENT = """
+WITH o AS (
+    SELECT * FROM unnest(%(ids)s::text[], %(attempts)s::int[], %(upstream_ids)s::text[], %(statuses)s::int[],
+                         %(latencies)s::int[]) AS o (message_id, attempt, upstream_id, http_status, latency_ms)
+), closed AS (
+    UPDATE attempts a SET outcome = 'accepted', ended_at = clock_timestamp(), http_status = o.http_status,
+        latency_ms = o.latency_ms
+    FROM o WHERE a.message_id = o.message_id AND a.number = o.attempt AND a.outcome IS NULL
+)
+UPDATE messages m SET state = 'sent', sent_at = clock_timestamp(), ended_at = clock_timestamp(),
+    upstream_id = o.upstream_id
+FROM o WHERE m.id = o.message_id AND m.state = 'sending' AND m.attempts = o.attempt
+RETURNING m.id, extract(epoch FROM m.sent_at - m.queued_at)::float8 AS waited_s,
+    extract(epoch FROM m.sent_at - m.estimated_at)::float8 AS estimate_error_s
+"""
+
+
+def mark_sent(c: Connection, accepted: Sequence[tuple[Claim, Outcome]]) -> list[Sent]:
+    """Record that the upstream took these. Those missing in the answer were not this drain's any more."""
+    if not accepted:
+        return []
+    accepted = sorted(accepted, key=lambda pair: pair[0].message_id)  # rows are locked in one order by everyone
+    params = {
+        "ids": [claim.message_id for claim, _ in accepted],
+        "attempts": [claim.attempt for claim, _ in accepted],
+        "upstream_ids": [outcome.upstream_id for _, outcome in accepted],
+        "statuses": [outcome.http_status for _, outcome in accepted],
+        "latencies": [round(outcome.latency_s * 1000) for _, outcome in accepted],
+    }
+    return [Sent(row["id"], row["waited_s"], row["estimate_error_s"]) for row in c.all(_MARK_SENT, params)]
+
+
+_SCHEDULE_RETRY = f"""
+WITH {_CLOSE_ATTEMPT}
+UPDATE messages m SET state = 'queued', due_at = clock_timestamp() + %(delay_s)s * interval '1 second'
+FROM closed WHERE m.id = closed.message_id AND m.state = 'sending' AND m.attempts = %(attempt)s
+RETURNING m.id
+"""
+
+
+def schedule_retry(c: Connection, claim: Claim, outcome: Outcome, delay_s: float) -> None:
+    """It failed and will be tried again; it stays the head of its line meanwhile."""
+    _move(c, _SCHEDULE_RETRY, claim, outcome, delay_s=delay_s)
+
+
+_DEFER = f"""
+WITH {_CLOSE_ATTEMPT}
+UPDATE messages m SET state = 'queued', attempts = m.attempts - 1, tries = m.tries - 1
+FROM closed WHERE m.id = closed.message_id AND m.state = 'sending' AND m.attempts = %(attempt)s
+RETURNING m.id
+"""
+
+
+def defer(c: Connection, claim: Claim, outcome: Outcome, reason: DeferralReason) -> None:
+    """Not its turn after all: back to its old place, nothing counted."""
+    _move(c, _DEFER, claim, outcome, counted=False, deferral=str(reason))
+
+
+_BURY = f"""
+WITH {_CLOSE_ATTEMPT}, dead AS (
+    UPDATE messages m SET state = 'failed', ended_at = clock_timestamp()
+    FROM closed WHERE m.id = closed.message_id AND m.state = 'sending' AND m.attempts = %(attempt)s
+    RETURNING m.id, m.account_id
+)
+INSERT INTO dead_letters (message_id, account_id, reason, error, http_status)
+SELECT id, account_id, %(reason)s, %(error)s, %(http_status)s FROM dead
+RETURNING message_id
+"""
+
+
+def bury(c: Connection, claim: Claim, outcome: Outcome, reason: DeadLetterReason) -> None:
+    """Give it up: a dead letter for a person to look at. Its line moves on."""
+    _move(c, _BURY, claim, outcome, reason=str(reason))
+    elect_heads(c, [claim.line])
+
+
+_AWAIT_VERIFICATION = f"""
+WITH {_CLOSE_ATTEMPT}
+UPDATE messages m SET state = 'verifying', lookups = 0,
+    due_at = clock_timestamp() + %(delay_s)s * interval '1 second'
+FROM closed WHERE m.id = closed.message_id AND m.state = 'sending' AND m.attempts = %(attempt)s
+RETURNING m.id
+"""
+
+
+def await_verification(c: Connection, claim: Claim, outcome: Outcome, delay_s: float) -> None:
+    """Nobody knows whether it arrived: look it up after `delay_s`."""
+    _move(c, _AWAIT_VERIFICATION, claim, outcome, delay_s=delay_s)
+
+
+_ACCEPT_LATE_ANSWER = """
+WITH doubtful AS (
+    UPDATE attempts SET outcome = 'accepted', http_status = %(http_status)s, error = NULL
+    WHERE message_id = %(message_id)s AND number = %(attempt)s AND outcome = 'unknown'
+    RETURNING message_id
+), closed AS (
+    UPDATE dead_letters d SET closed_at = clock_timestamp(), closed_as = 'sent', closed_by = 'late answer'
+    FROM doubtful WHERE d.message_id = doubtful.message_id AND d.closed_at IS NULL AND d.reason = 'outcome_unknown'
+)
+UPDATE messages m SET state = 'sent', sent_at = clock_timestamp(), ended_at = clock_timestamp(),
+    upstream_id = %(upstream_id)s
+FROM doubtful
+WHERE m.id = doubtful.message_id AND m.attempts = %(attempt)s AND m.state IN ('queued', 'verifying', 'failed')
+RETURNING m.id
+"""
+
+
+def accept_late_answer(c: Connection, claim: Claim, outcome: Outcome) -> None:
+    """The answer of an attempt already written off as unknown arrived after all, before another was made."""
+    params = {
+        "message_id": claim.message_id,
+        "attempt": claim.attempt,
+        "http_status": outcome.http_status,
+        "upstream_id": outcome.upstream_id,
+    }
+    if not c.all(_ACCEPT_LATE_ANSWER, params):
+        raise StaleClaim(claim.message_id, claim.attempt)
+    elect_heads(c, [claim.line])
+
+
+def _move(
+    c: Connection, sql: str, claim: Claim, outcome: Outcome, *, counted: bool = True, deferral: str | None = None,
+    **params: Any,
+) -> None:  # fmt: skip
+    params |= {
+        "message_id": claim.message_id,
+        "attempt": claim.attempt,
+        "outcome": str(outcome.kind),
+        "counted": counted,
+        "deferral": deferral,
+        "spent": outcome.left,
+        "http_status": outcome.http_status,
+        "latency_ms": round(outcome.latency_s * 1000),
+        "error": outcome.error,
+    }
+    if not c.all(sql, params):
+        raise StaleClaim(claim.message_id, claim.attempt)
+
+
+# --- looked up ------------------------------------------------------------------------------------------------------
+
+_CLAIM_LOOKUPS = """
+WITH due AS (
+    SELECT id FROM messages WHERE state = 'verifying' AND due_at <= now()
+    ORDER BY due_at LIMIT %(want)s FOR UPDATE SKIP LOCKED
+)
+UPDATE messages m SET lookups = m.lookups + 1, due_at = clock_timestamp() + %(lease_s)s * interval '1 second'
+FROM due WHERE m.id = due.id AND m.state = 'verifying'
+RETURNING m.id, m.account_id, m.recipient_id, m.priority, m.content, m.media_ids, m.attempts, m.tries, m.lookups,
+    (SELECT extract(epoch FROM clock_timestamp() - a.started_at)::float8 FROM attempts a
+     WHERE a.message_id = m.id AND a.number = m.attempts AND a.counted) AS started_ago_s,
+    (SELECT array_agg(s.upstream_id) FROM messages s
+     WHERE s.account_id = m.account_id AND s.recipient_id = m.recipient_id AND s.upstream_id IS NOT NULL
+       AND s.state = 'sent' AND s.sent_at > m.queued_at - interval '1 day') AS known_ids
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """A message to look for upstream. known_ids: upstream ids in that chat that belong to other messages."""
+
+    claim: Claim
+    lookups: int
+    started_ago_s: float
+    known_ids: frozenset[str]
+
+
+def claim_lookups(db: Database, want: int, lease_s: float) -> list[Lookup]:
+    """Take messages whose look-up is due, each for `lease_s` seconds: one that is not settled by then is due again."""
+    rows = db.all(_CLAIM_LOOKUPS, {"want": want, "lease_s": lease_s})
+    return [
+        Lookup(
+            _claim(row | {"token": ""}),
+            row["lookups"],
+            row["started_ago_s"] or 0.0,
+            frozenset(row["known_ids"] or ()),
+        )
+        for row in rows
+    ]
+
+
+_CONFIRM_SENT = """
+UPDATE messages SET state = 'sent', sent_at = clock_timestamp(), ended_at = clock_timestamp(),
+    upstream_id = %(upstream_id)s
+WHERE id = %(message_id)s AND state = 'verifying' AND attempts = %(attempt)s
+RETURNING id
+"""
+
+
+def confirm_sent(c: Connection, claim: Claim, upstream_id: str | None) -> None:
+    """The upstream's history has it."""
+    params = {"message_id": claim.message_id, "attempt": claim.attempt, "upstream_id": upstream_id}
+    if not c.all(_CONFIRM_SENT, params):
+        raise StaleClaim(claim.message_id, claim.attempt)
+    elect_heads(c, [claim.line])
+
+
+_CONFIRM_ABSENT = """
+UPDATE messages SET state = 'queued', due_at = clock_timestamp()
+WHERE id = %(message_id)s AND state = 'verifying' AND attempts = %(attempt)s
+RETURNING id
+"""
+
+
+def confirm_absent(c: Connection, claim: Claim) -> None:
+    """The upstream's history proves that it did not arrive: it may go again."""
+    if not c.all(_CONFIRM_ABSENT, {"message_id": claim.message_id, "attempt": claim.attempt}):
+        raise StaleClaim(claim.message_id, claim.attempt)
+
+
+_LOOK_AGAIN = """
+UPDATE messages SET due_at = clock_timestamp() + %(delay_s)s * interval '1 second'
+WHERE id = %(message_id)s AND state = 'verifying' AND attempts = %(attempt)s
+RETURNING id
+"""
+
+
+def look_again(c: Connection, claim: Claim, delay_s: float) -> None:
+    """The history could not be asked: once more in `delay_s`."""
+    params = {"message_id": claim.message_id, "attempt": claim.attempt, "delay_s": delay_s}
+    if not c.all(_LOOK_AGAIN, params):
+        raise StaleClaim(claim.message_id, claim.attempt)
+
+
+_BURY_UNVERIFIED = """
+WITH dead AS (
+    UPDATE messages SET state = 'failed', ended_at = clock_timestamp()
+    WHERE id = %(message_id)s AND state = 'verifying' AND attempts = %(attempt)s
+    RETURNING id, account_id
+)
+INSERT INTO dead_letters (message_id, account_id, reason, error)
+SELECT id, account_id, %(reason)s, %(error)s FROM dead
+RETURNING message_id
+"""
+
+
+def bury_unverified(c: Connection, claim: Claim, reason: DeadLetterReason, error: str | None) -> None:
+    """Neither found nor proved absent (or absent, and tried often enough): a person must decide."""
+    params = {"message_id": claim.message_id, "attempt": claim.attempt, "reason": str(reason), "error": error}
+    if not c.all(_BURY_UNVERIFIED, params):
+        raise StaleClaim(claim.message_id, claim.attempt)
+    elect_heads(c, [claim.line])
+
+
+# --- kept in order --------------------------------------------------------------------------------------------------
+
+_ORPHANS = """
+SELECT m.id, m.account_id, m.recipient_id, m.priority, m.content, m.media_ids, m.attempts, m.tries, a.token, a.worker,
+       extract(epoch FROM a.deadline_at - clock_timestamp())::float8 AS time_left_s
+FROM attempts a JOIN messages m ON m.id = a.message_id AND m.state = 'sending' AND m.attempts = a.number
+WHERE a.outcome IS NULL
+  AND (a.deadline_at < now() - %(grace_s)s * interval '1 second'
+       OR NOT EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid = %(lock_class)s
+                      AND l.objid = a.worker::oid AND l.objsubid = 2 AND l.granted))
+ORDER BY a.deadline_at LIMIT %(want)s
+"""
+
+
+def find_orphans(db: Database, *, grace_s: float, lock_class: int, want: int = 1000) -> list[Orphan]:
+    """Claims past their deadline, or whose worker holds its advisory lock no more, which means that it is dead."""
+    rows = db.all(_ORPHANS, {"grace_s": grace_s, "lock_class": lock_class, "want": want})
+    return [Orphan(_claim(row), row["worker"], row["time_left_s"]) for row in rows]
+
+
+_EXPIRE = """
+WITH past AS (
+    SELECT id FROM messages
+    WHERE expires_at IS NOT NULL AND state IN ('scheduled', 'held', 'queued') AND expires_at <= now()
+    ORDER BY expires_at LIMIT %(want)s FOR UPDATE SKIP LOCKED
+)
+UPDATE messages m SET state = 'expired', ended_at = clock_timestamp()
+FROM past WHERE m.id = past.id AND m.state IN ('scheduled', 'held', 'queued')
+RETURNING m.id, m.account_id, m.recipient_id, m.priority
+"""
+
+
+def expire(db: Database, want: int = 1000) -> list[str]:
+    """Close waiting messages whose expiresAt is past. Returns their ids."""
+
+    def work(c: Connection) -> list[str]:
+        rows = c.all(_EXPIRE, {"want": want})
+        elect_heads(c, map(_line, rows))
+        return [row["id"] for row in rows]
+
+    return db.transaction(work)
+
+
+_CANCEL = """
+UPDATE messages SET state = 'cancelled', ended_at = clock_timestamp()
+WHERE id = %(message_id)s AND state IN ('scheduled', 'held', 'queued')
+RETURNING account_id, recipient_id, priority
+"""
+
+
+def cancel(db: Database, message_id: str) -> bool:
+    """Close a message that still waits. False if it does not."""
+
+    def work(c: Connection) -> bool:
+        rows = c.all(_CANCEL, {"message_id": message_id})
+        elect_heads(c, map(_line, rows))
+        return bool(rows)
+
+    return db.transaction(work)
+
+
+_HEADLESS = """
+SELECT DISTINCT h.account_id, h.recipient_id, h.priority FROM messages h
+WHERE h.state = 'held'
+  AND NOT EXISTS (SELECT FROM messages m WHERE m.account_id = h.account_id AND m.recipient_id = h.recipient_id
+                  AND m.priority = h.priority AND m.state IN ('queued', 'sending', 'verifying'))
+LIMIT 1000
+"""
+
+
+def mend_headless_lines(db: Database) -> int:
+    """Lines of held messages without a head should not exist; should they, this gives them one. Returns how many."""
+
+    def work(c: Connection) -> int:
+        return elect_heads(c, map(_line, c.all(_HEADLESS)))
+
+    return db.transaction(work)
+
+
+_FOLD_TALLIES = """
+WITH apart AS (
+    SELECT account_id, state, priority, slot FROM tallies WHERE slot <> 0 LIMIT 1000 FOR UPDATE SKIP LOCKED
+), gone AS (
+    DELETE FROM tallies t USING apart
+    WHERE (t.account_id, t.state, t.priority, t.slot) = (apart.account_id, apart.state, apart.priority, apart.slot)
+    RETURNING t.*
+)
+INSERT INTO tallies AS t (account_id, state, priority, slot, n)
+SELECT account_id, state, priority, 0, sum(n) FROM gone GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+ON CONFLICT (account_id, state, priority, slot) DO UPDATE SET n = t.n + EXCLUDED.n
+RETURNING t.n
+"""
+
+
+def fold_tallies(db: Database) -> int:
+    """Fold the backends' slots together, so that counts stay quick to read. Returns how many counts it touched."""
+    return len(db.transaction(lambda c: c.all(_FOLD_TALLIES)))
+
+
+def lookups_due(db: Database) -> bool:
+    """Whether any unknown outcome is due to be looked up."""
+    return bool(db.all("SELECT 1 FROM messages WHERE state = 'verifying' AND due_at <= now() LIMIT 1"))
+
+
+_NEXT_DUE = """
+SELECT extract(epoch FROM
+    greatest(least(
+        (SELECT min(first.due_at) FROM generate_series(10, 1, -1) AS p (priority)
+         CROSS JOIN LATERAL (SELECT due_at FROM messages
+                             WHERE account_id = a.id AND priority = p.priority AND state = 'queued'
+                             ORDER BY due_at LIMIT 1) first),
+        (SELECT min(due_at) FROM messages WHERE account_id = a.id AND state = 'scheduled')
+    ), CASE WHEN a.paused_at IS NOT NULL THEN a.paused_until END) - clock_timestamp())::float8 AS due_s
+FROM accounts a
+WHERE a.id = %(account_id)s AND (a.paused_at IS NULL OR a.paused_until IS NOT NULL)
+"""
+
+
+def next_due_s(db: Database, account_id: str) -> float | None:
+    """Seconds until the account's next waiting message may be claimed, tokens aside; None if none ever may as it is
+    (nothing waits, or the account is paused without an end)."""
+    row = db.one(_NEXT_DUE, {"account_id": account_id})
+    return row["due_s"] if row else None
+
+
+_ACCOUNTS_WAITING = """
+SELECT t.account_id
+FROM tallies t JOIN accounts a ON a.id = t.account_id AND (a.paused_at IS NULL OR a.paused_until <= now())
+WHERE t.state IN ('scheduled', 'queued') GROUP BY t.account_id HAVING sum(t.n) > 0
+"""
+
+
+def accounts_waiting(db: Database) -> list[str]:
+    """Accounts that have something to send, now or later, and are not paused."""
+    return [row["account_id"] for row in db.all(_ACCOUNTS_WAITING)]
+
+
+_USES = """
+SELECT account_id, token,
+       extract(epoch FROM CASE WHEN outcome IS NULL OR outcome = 'unknown' THEN greatest(deadline_at, ended_at)
+                               ELSE ended_at END - clock_timestamp())::float8 AS ended_s
+FROM attempts
+WHERE spent AND started_at > now() - (%(longest_s)s + 3600) * interval '1 second'
+"""
+
+
+def token_uses(db: Database, longest_s: float) -> list[Row]:
+    """Every use of a token in the last `longest_s` seconds, all accounts at once: what a lost Redis is rebuilt from.
+
+    A use ended with its answer; where none came, with its deadline.
+    """
+    return [row for row in db.all(_USES, {"longest_s": longest_s}) if row["ended_s"] > -longest_s]
+
+
+def _line(row: Row) -> Line:
+    return Line(row["account_id"], row["recipient_id"], row["priority"])
+
+
+def _claim(row: Row) -> Claim:
+    return Claim(
+        message_id=row["id"],
+        account_id=row["account_id"],
+        recipient_id=row["recipient_id"],
+        priority=row["priority"],
+        content=row["content"],
+        media_ids=tuple(row["media_ids"]),
+        attempt=row["attempts"],
+        tries=row["tries"],
+        token=row["token"],
+        due_s=row.get("due_s", 0.0),
+    )

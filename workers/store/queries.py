@@ -1,0 +1,159 @@
+"""What people ask of the store: one message whole, lists, counts. Reads only.
+
+Every query takes the accounts the caller may know of (`scope`; None for all): a message outside it does not exist.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Select, and_, func, select
+
+from workers.domain.state import State
+from workers.store.schema import Attempt, DeadLetter, Message
+from workers.store.session import Database, Row
+
+Scope = Sequence[str] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageFilter:
+    states: Sequence[State] = ()
+    recipient_id: str | None = None
+    account_id: str | None = None
+    batch_id: str | None = None
+    before_id: str | None = None
+    """Only older ones than this: the cursor."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureFilter:
+    reason: str | None = None
+    recipient_id: str | None = None
+    account_id: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+def message(db: Database, message_id: str, scope: Scope) -> Row | None:
+    rows = db.select(_messages(scope).where(Message.id == message_id))
+    return rows[0] if rows else None
+
+
+def messages(db: Database, wanted: MessageFilter, scope: Scope, limit: int) -> list[Row]:
+    """Newest first."""
+    query = _messages(scope)
+    if wanted.states:
+        query = query.where(Message.state.in_([str(state) for state in wanted.states]))
+    if wanted.recipient_id is not None:
+        query = query.where(Message.recipient_id == wanted.recipient_id)
+    if wanted.account_id is not None:
+        query = query.where(Message.account_id == wanted.account_id)
+    if wanted.batch_id is not None:
+        query = query.where(Message.batch_id == wanted.batch_id)
+    if wanted.before_id is not None:
+        query = query.where(Message.id < wanted.before_id)
+    return db.select(query.order_by(Message.id.desc()).limit(limit))
+
+
+def attempts(db: Database, message_id: str) -> list[Row]:
+    """Everything that was sent out for a message, deferrals included, oldest first."""
+    table = Attempt.__table__
+    return db.select(select(table).where(Attempt.message_id == message_id).order_by(Attempt.id))
+
+
+def failures(db: Database, wanted: FailureFilter, scope: Scope, limit: int, offset: int) -> tuple[list[Row], int]:
+    """Open dead letters, latest first, and how many there are in all."""
+    joined = DeadLetter.__table__.join(Message.__table__, Message.id == DeadLetter.message_id)
+    where = and_(*_failure_conditions(wanted, scope))
+    total = db.select(select(func.count().label("n")).select_from(joined).where(where))[0]["n"]
+    page = (
+        select(
+            Message.__table__,
+            DeadLetter.reason,
+            DeadLetter.error.label("failure_error"),
+            DeadLetter.http_status,
+            DeadLetter.failed_at,
+        )
+        .select_from(joined)
+        .where(where)
+        .order_by(DeadLetter.id.desc())
+        .limit(limit)
+        .offset(offset)
+    )
+    return db.select(page), total
+
+
+def dead_letters(db: Database, message_id: str) -> list[Row]:
+    """Every time a message was given up, oldest first."""
+    return db.select(select(DeadLetter.__table__).where(DeadLetter.message_id == message_id).order_by(DeadLetter.id))
+
+
+_COUNTS = """
+SELECT account_id, state, sum(n)::int AS n FROM tallies
+WHERE %(scope)s::text[] IS NULL OR account_id = ANY(%(scope)s::text[])
+GROUP BY account_id, state HAVING sum(n) > 0
+"""
+
+
+def counts(db: Database, scope: Scope) -> dict[str, dict[State, int]]:
+    """How many messages each account has in each counted state; accounts with none are missing."""
+    found: dict[str, dict[State, int]] = {}
+    for row in db.all(_COUNTS, {"scope": None if scope is None else list(scope)}):
+        found.setdefault(row["account_id"], {})[State(row["state"])] = row["n"]
+    return found
+
+
+_AHEAD = """
+SELECT (
+    (SELECT coalesce(sum(n), 0) FROM tallies
+     WHERE account_id = m.account_id AND state IN ('held', 'queued') AND priority > m.priority)
+  + (SELECT count(*) FROM messages o
+     WHERE o.account_id = m.account_id AND o.priority = m.priority AND o.state IN ('held', 'queued')
+       AND (o.due_at, o.seq) < (m.due_at, m.seq))
+)::int AS ahead
+FROM messages m WHERE m.id = %(message_id)s
+"""
+
+
+def ahead_of(db: Database, message_id: str) -> int:
+    """How many waiting messages go before this one."""
+    row = db.one(_AHEAD, {"message_id": message_id})
+    return row["ahead"] if row else 0
+
+
+_OLDEST = """
+SELECT a.id, extract(epoch FROM now() - min(first.due_at))::float8 AS age_s
+FROM accounts a CROSS JOIN generate_series(10, 1, -1) AS p (priority)
+CROSS JOIN LATERAL (SELECT due_at FROM messages
+                    WHERE account_id = a.id AND priority = p.priority AND state = 'queued' AND due_at <= now()
+                    ORDER BY due_at LIMIT 1) first
+GROUP BY a.id
+"""
+
+
+def oldest_ages_s(db: Database) -> dict[str, float]:
+    """How long the longest waiting message of each account has been due; ten index probes an account."""
+    return {row["id"]: row["age_s"] for row in db.all(_OLDEST)}
+
+
+def _messages(scope: Scope) -> Select:
+    query = select(Message.__table__)
+    return query if scope is None else query.where(Message.account_id.in_(scope))
+
+
+def _failure_conditions(wanted: FailureFilter, scope: Scope) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = [DeadLetter.closed_at.is_(None)]
+    if scope is not None:
+        conditions.append(DeadLetter.account_id.in_(scope))
+    if wanted.account_id is not None:
+        conditions.append(DeadLetter.account_id == wanted.account_id)
+    if wanted.reason is not None:
+        conditions.append(DeadLetter.reason == wanted.reason)
+    if wanted.recipient_id is not None:
+        conditions.append(Message.recipient_id == wanted.recipient_id)
+    if wanted.since is not None:
+        conditions.append(DeadLetter.failed_at >= wanted.since)
+    if wanted.until is not None:
+        conditions.append(DeadLetter.failed_at < wanted.until)
+    return conditions

@@ -1,0 +1,164 @@
+"""Connections to PostgreSQL.
+
+One pool, one style: every statement commits by itself unless it stands in `transaction()`. Hot statements go straight
+to psycopg, prepared; the pool is SQLAlchemy's, which lists and filters also use.
+"""
+
+import select
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import psycopg
+import sqlalchemy
+from psycopg.rows import dict_row
+from sqlalchemy import exc as sa_exc
+
+from workers.domain.errors import StoreUnavailable
+
+Row = dict[str, Any]
+_T = TypeVar("_T")
+
+# Claims are flat to a million rows only with a generic plan: a custom plan is chosen per call from statistics that a
+# queue outdates within seconds. Timeouts bound what a hung peer can hold on to.
+_OPTIONS = " ".join(
+    f"-c {setting}"
+    for setting in (
+        "plan_cache_mode=force_generic_plan",
+        "jit=off",
+        "statement_timeout=15000",
+        "idle_in_transaction_session_timeout=15000",
+        "tcp_keepalives_idle=5",
+        "tcp_keepalives_interval=2",
+        "tcp_keepalives_count=3",
+    )
+)
+_ATTEMPTS = 5
+
+
+class Connection:
+    """A borrowed connection. Rows are dictionaries."""
+
+    def __init__(self, raw: psycopg.Connection[Any]) -> None:
+        self._raw = raw
+
+    def all(self, sql: str, params: Mapping[str, Any] | None = None) -> list[Row]:
+        with self._raw.cursor(row_factory=dict_row) as cursor:
+            cursor.execute(sql, params or {}, prepare=True)
+            return cursor.fetchall() if cursor.description else []
+
+    def one(self, sql: str, params: Mapping[str, Any] | None = None) -> Row | None:
+        rows = self.all(sql, params)
+        return rows[0] if rows else None
+
+    @contextmanager
+    def pipeline(self) -> Iterator[None]:
+        with self._raw.pipeline():
+            yield
+
+
+class Database:
+    """The pool, and the two ways to use it: `run` one statement, or a function in one `transaction`."""
+
+    def __init__(self, url: str, *, pool_size: int = 10, name: str = "paceline") -> None:
+        self.url = url
+        self.engine = sqlalchemy.create_engine(
+            sqlalchemy.make_url(url).set(drivername="postgresql+psycopg"),
+            isolation_level="AUTOCOMMIT",
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=5,
+            pool_recycle=1800,
+            connect_args={"options": _OPTIONS, "connect_timeout": 3, "application_name": name},
+        )
+
+    def all(self, sql: str, params: Mapping[str, Any] | None = None) -> list[Row]:
+        """One statement, committed. A broken pooled connection is replaced; a statement that may have run is not
+        repeated: the caller learns that nobody knows (`StoreUnavailable`)."""
+        with self._borrow() as raw:
+            return Connection(raw).all(sql, params)
+
+    def one(self, sql: str, params: Mapping[str, Any] | None = None) -> Row | None:
+        rows = self.all(sql, params)
+        return rows[0] if rows else None
+
+    def transaction(self, work: Callable[[Connection], _T]) -> _T:
+        """Run `work` in one transaction, again if it lost a race."""
+
+        def once() -> _T:
+            with self._borrow() as raw, raw.transaction():
+                return work(Connection(raw))
+
+        return self.retrying(once)
+
+    def retrying(self, work: Callable[[], _T]) -> _T:
+        """Run `work` again if it lost a deadlock or a race for the head of a line. It must be one transaction."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                return work()
+            except (psycopg.errors.DeadlockDetected, psycopg.errors.UniqueViolation) as error:
+                if not is_race(error):
+                    raise
+                if attempt == _ATTEMPTS - 1:
+                    raise StoreUnavailable(f"Lost a race {_ATTEMPTS} times running: {error}") from error
+                time.sleep(0.002 * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def select(self, statement: sqlalchemy.Executable) -> list[Row]:
+        """A query built with SQLAlchemy, where the filters vary."""
+        try:
+            with self.engine.connect() as connection:
+                return [dict(row) for row in connection.execute(statement).mappings()]
+        except (sa_exc.OperationalError, sa_exc.InterfaceError, sa_exc.TimeoutError) as error:
+            raise StoreUnavailable(f"PostgreSQL did not answer: {error}") from error
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    @contextmanager
+    def _borrow(self) -> Iterator[psycopg.Connection[Any]]:
+        try:
+            pooled = self._pooled()
+            try:
+                yield pooled.driver_connection
+            except psycopg.OperationalError:
+                if pooled.driver_connection is None or pooled.driver_connection.closed:
+                    # The server went away under one connection, so the idle ones are gone as well.
+                    self.engine.dispose()
+                    pooled.invalidate()
+                raise
+            finally:
+                pooled.close()
+        except psycopg.errors.DeadlockDetected:
+            raise
+        except (
+            psycopg.OperationalError,
+            psycopg.InterfaceError,
+            psycopg.errors.ReadOnlySqlTransaction,
+        ) as error:
+            raise StoreUnavailable(f"PostgreSQL did not answer: {error}") from error
+        except (sa_exc.OperationalError, sa_exc.InterfaceError, sa_exc.TimeoutError) as error:
+            raise StoreUnavailable(f"PostgreSQL did not answer: {error}") from error
+
+    def _pooled(self) -> Any:
+        """A live connection: those that died in the pool are dropped before anything is sent through them."""
+        while True:
+            pooled: Any = self.engine.raw_connection()
+            if not pooled.driver_connection.closed and not _hung_up(pooled.driver_connection):
+                return pooled
+            pooled.invalidate()
+            pooled.close()
+
+
+def is_race(error: psycopg.Error) -> bool:
+    """Whether trying again is the answer: a deadlock lost, or another message became head of the line first."""
+    if isinstance(error, psycopg.errors.DeadlockDetected):
+        return True
+    return isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name == "uq_messages_head"
+
+
+def _hung_up(connection: psycopg.Connection[Any]) -> bool:
+    """Whether the server closed this idle connection, without asking it: an idle one has nothing to read."""
+    ready, _, _ = select.select([connection.fileno()], [], [], 0)
+    return bool(ready)

@@ -1,0 +1,36 @@
+"""Celery tasks: thin, and wake-ups only. What they need hangs on the application (`workers.processes`)."""
+
+from typing import Any
+
+import structlog
+
+from ratelimit import TokensUnavailable
+from workers.celery_app import app
+from workers.domain.errors import StoreUnavailable
+from workers.services.recovery import verify as verify_due
+from workers.telemetry import logger
+
+log = logger(__name__)
+
+
+@app.task(name="paceline.drain", bind=True)
+def drain(self: Any, account_id: str) -> None:
+    """Send what the account may send now."""
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(account_id=account_id)
+    try:
+        self.app.process.dispatcher.drain(account_id)
+    except (StoreUnavailable, TokensUnavailable) as error:
+        log.warning("drain_interrupted", error=str(error))  # the reconciler wakes the account again
+
+
+@app.task(name="paceline.verify", bind=True)
+def verify(self: Any) -> None:
+    """Look up the unknown outcomes that are due."""
+    structlog.contextvars.clear_contextvars()
+    process = self.app.process
+    a = process.adapters
+    try:
+        verify_due(a.db, a.wakeups, a.channels, a.settings.retry_policy, process.dispatcher.stopping)
+    except (StoreUnavailable, TokensUnavailable) as error:
+        log.warning("verify_interrupted", error=str(error))

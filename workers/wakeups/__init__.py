@@ -1,0 +1,165 @@
+"""Which account has something to do, and when: one sorted set in Redis, one entry per account, never one per message.
+
+A wake-up may be lost (a process killed, Redis emptied): the reconciler repeats it from PostgreSQL. A wake-up may come
+once too often: a drain that finds nothing to do costs two round trips. So nothing here needs to be exact, and nothing
+here is the truth.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import redis
+
+from ratelimit import TokensUnavailable
+from ratelimit.limits import MICROSECONDS
+
+PUBLISHED_FOR_S = 3.0
+"""A drain task that has not begun this long after it was published counts as lost."""
+DRAIN_LEASE_S = 5.0
+"""A drain that has not renewed its place for this long counts as dead."""
+EXPECTED_LATENCY_S = 0.2
+"""Of an upstream that has not answered yet."""
+
+# One hash tag: these belong to one script, so Redis Cluster must keep them on one node. They are small.
+_KEYS = "paceline:{wakeups}:"
+_DUE, _PUBLISHED, _NUDGE = _KEYS + "due", _KEYS + "published", _KEYS + "nudge"
+_PROCESSED, _LATENCY = _KEYS + "processed", _KEYS + "latency"
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """accounts: to be drained now. next_s: seconds until the next wake-up, None if there is none.
+    late_s: how late the latest of them is."""
+
+    accounts: tuple[str, ...]
+    next_s: float | None
+    late_s: float
+
+
+class Wakeups:
+    """Thread-safe. Raises `ratelimit.TokensUnavailable` while Redis is away."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+        self._wake = _script(client, "wake")
+        self._take_due = _script(client, "take_due")
+        self._begin_drain = _script(client, "begin_drain")
+
+    def wake(self, account_id: str, delay_s: float = 0.0) -> None:
+        """Have the account drained in `delay_s` seconds, or earlier if it is due earlier already."""
+        self._do(lambda: self._wake(keys=[_DUE, _NUDGE], args=[account_id, _us(delay_s)]))
+
+    def wake_all(self, accounts: list[str]) -> int:
+        """Wake those that have neither a wake-up nor a drain. Returns how many."""
+
+        def forgotten() -> list[str]:
+            if not accounts:
+                return []
+            scores = self._redis.zmscore(_DUE, accounts)
+            idle = [account for account, score in zip(accounts, scores, strict=True) if score is None]
+            now = _us(self._now())
+            with self._redis.pipeline(transaction=False) as pipe:
+                for account in idle:
+                    pipe.zcount(_drains(account), now, "+inf")
+                return [account for account, drains in zip(idle, pipe.execute(), strict=True) if not drains]
+
+        lost = self._do(forgotten)
+        for account_id in lost:
+            self.wake(account_id)
+        return len(lost)
+
+    def take_due(self, most: int = 500) -> Due:
+        """Take what is due. Whoever takes it publishes it."""
+        args = [most, _us(PUBLISHED_FOR_S)]
+        next_us, late_us, *accounts = self._do(lambda: self._take_due(keys=[_DUE, _PUBLISHED], args=args))
+        next_s = None if int(next_us) < 0 else int(next_us) / MICROSECONDS
+        return Due(tuple(accounts), next_s, int(late_us) / MICROSECONDS)
+
+    def await_nudge(self, timeout_s: float) -> bool:
+        """Sleep until a wake-up comes in that is earlier than all others, at most `timeout_s` seconds."""
+        return self._do(lambda: self._redis.blpop([_NUDGE], timeout=max(timeout_s, 0.001))) is not None
+
+    def begin_drain(self, account_id: str, drain_id: str, most: int) -> bool:
+        """Take one of the account's `most` places for drains. False if all are taken: then a wake-up is left, so that
+        what those in their last step overlook is looked at again soon."""
+        args = [account_id, drain_id, most, _us(DRAIN_LEASE_S)]
+        return bool(self._place(account_id, args))
+
+    def renew_drain(self, account_id: str, drain_id: str) -> None:
+        args = [account_id, drain_id, -1, _us(DRAIN_LEASE_S)]
+        self._place(account_id, args)
+
+    def _place(self, account_id: str, args: list[Any]) -> int:
+        keys = [_PUBLISHED, _drains(account_id), _DUE, _NUDGE]
+        return int(self._do(lambda: self._begin_drain(keys=keys, args=args)))
+
+    def end_drain(self, account_id: str, drain_id: str) -> None:
+        self._do(lambda: self._redis.zrem(_drains(account_id), drain_id))
+
+    def note_processed(self, account_id: str, at_s: float, latency_s: float) -> None:
+        """Remember when a message of the account was last dealt with (Unix time), for people to see, and how long its
+        upstream takes to answer, for the forecast."""
+
+        def note() -> None:
+            with self._redis.pipeline(transaction=False) as pipe:
+                pipe.hset(_PROCESSED, account_id, f"{at_s:.3f}")
+                pipe.hset(_LATENCY, account_id, f"{latency_s:.4f}")
+                pipe.execute()
+
+        self._do(note)
+
+    def latency_s(self, account_id: str) -> float:
+        """How long the account's upstream takes to answer, as of late."""
+        return float(self._do(lambda: self._redis.hget(_LATENCY, account_id)) or EXPECTED_LATENCY_S)
+
+    def last_processed_s(self, accounts: list[str]) -> float | None:
+        """Unix time of the last message dealt with on any of these accounts, as far as Redis remembers."""
+        if not accounts:
+            return None
+        times = self._do(lambda: self._redis.hmget(_PROCESSED, accounts))
+        return max((float(time) for time in times if time), default=None)
+
+    def beat(self, kind: str, name: str, for_s: float) -> None:
+        """A process of some kind says that it lives, for `for_s` seconds."""
+        key = f"paceline:alive:{kind}"
+
+        def say() -> None:
+            with self._redis.pipeline(transaction=False) as pipe:
+                now = self._now()
+                pipe.zadd(key, {name: now + for_s})
+                pipe.zremrangebyscore(key, "-inf", now - 60)
+                pipe.expire(key, 120)
+                pipe.execute()
+
+        self._do(say)
+
+    def alive(self, kind: str) -> int:
+        """How many processes of a kind have said lately that they live."""
+        return int(self._do(lambda: self._redis.zcount(f"paceline:alive:{kind}", self._now(), "+inf")))
+
+    def _now(self) -> float:
+        seconds, microseconds = self._redis.time()
+        return seconds + microseconds / MICROSECONDS
+
+    @staticmethod
+    def _do(call: Callable[[], _T]) -> _T:
+        try:
+            return call()
+        except (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ReadOnlyError) as error:
+            raise TokensUnavailable(f"Redis did not answer: {error}") from error
+
+
+def _drains(account_id: str) -> str:
+    return f"{_KEYS}drains:{account_id}"
+
+
+def _us(seconds: float) -> int:
+    return round(seconds * MICROSECONDS)
+
+
+def _script(client: redis.Redis, name: str) -> Any:
+    return client.register_script(Path(__file__).with_name(f"{name}.lua").read_text())
