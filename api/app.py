@@ -18,9 +18,9 @@ _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 def create_app(adapters: Adapters) -> Flask:
     """The API over these adapters."""
-    app = Flask("paceline")
+    app = Flask("paceline", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
-    app.url_map.strict_slashes = False
+    app.url_map.strict_slashes = app.url_map.merge_slashes = False  # a redirect would be an HTML page
     assert isinstance(app.json, DefaultJSONProvider)
     app.json.sort_keys = False
     app.before_request(_begin)

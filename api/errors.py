@@ -7,8 +7,6 @@ from typing import Any
 import marshmallow
 from flask import Flask, g, jsonify
 from flask.typing import ResponseReturnValue
-from flask_jwt_extended.exceptions import JWTExtendedException
-from jwt.exceptions import PyJWTError
 from werkzeug.exceptions import HTTPException
 
 from workers.domain.errors import Conflict, InvalidMessage, KeyReused, NotFound, QueueFull, StoreUnavailable
@@ -78,8 +76,6 @@ def _known(error: Exception) -> ApiError | None:
     match error:
         case ApiError():
             return error
-        case JWTExtendedException() | PyJWTError():
-            return not_authenticated()
         case marshmallow.ValidationError():
             details = error.messages if isinstance(error.messages, dict) else {"body": error.messages}
             return ApiError(400, "The request is not valid; see details", details=details)

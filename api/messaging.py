@@ -1,10 +1,11 @@
 """The messaging routes of a channel: contract §1."""
 
 import hashlib
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flask import Blueprint, g, request
+from flask import Blueprint, g, request, url_for
 from werkzeug.exceptions import NotFound as NoSuchRoute
 
 from api import schemas
@@ -27,14 +28,18 @@ def blueprint(adapters: Adapters) -> Blueprint:
     submitter, reader, failures = adapters.submitter(), adapters.reader(), adapters.failures()
 
     @routes.url_value_preprocessor
-    def _known_channel(_endpoint: str | None, values: dict[str, Any] | None) -> None:
-        if (values or {}).pop("channel", None) not in adapters.channels:
+    def _take_channel(_endpoint: str | None, values: dict[str, Any] | None) -> None:
+        g.channel = (values or {}).pop("channel", None)
+
+    @routes.before_request
+    def _know_channel() -> None:
+        if g.channel not in adapters.channels:
             raise NoSuchRoute
 
     @routes.get("/test")
     @endpoint("Is the API there?", roles=None, answers={200: schemas.Alive})
     def test() -> Any:
-        return {"channel": request.path.split("/")[2], "timestamp": datetime.now(UTC)}, 200
+        return {"channel": g.channel, "timestamp": datetime.now(UTC)}, 200
 
     @routes.get("/status")
     @endpoint(
@@ -88,11 +93,12 @@ def blueprint(adapters: Adapters) -> Blueprint:
             account_id,
             subject=g.caller.subject,
             key=key,
-            fingerprint=hashlib.sha256(request.path.encode() + b"\n" + g.body).hexdigest(),
+            fingerprint=hashlib.sha256(f"{g.channel}\n{account_id}\n".encode() + g.body).hexdigest(),
         )
-        headers = {"Location": f"{request.path.removesuffix('send')}messages/{receipt.message_id}"}
+        headers = {"Location": url_for(".message", channel=g.channel, message_id=receipt.message_id)}
         if receipt.replayed:
             headers["Idempotent-Replayed"] = "true"
+            receipt = replace(receipt, **_prospects(reader.message(receipt.message_id, None)))
         return receipt, 202, headers
 
     @routes.get("/messages")
@@ -157,8 +163,8 @@ def blueprint(adapters: Adapters) -> Blueprint:
 
 def _idempotency_key() -> str | None:
     key = request.headers.get("Idempotency-Key")
-    if key is not None and not (1 <= len(key) <= KEY_LENGTH and key.isprintable()):
-        details = {"Idempotency-Key": [f"Must be 1 to {KEY_LENGTH} printable characters."]}
+    if key is not None and not (1 <= len(key) <= KEY_LENGTH and key.isascii() and key.isprintable()):
+        details = {"Idempotency-Key": [f"Must be 1 to {KEY_LENGTH} printable ASCII characters."]}
         raise ApiError(400, "The Idempotency-Key is not valid", details=details)
     return key
 
@@ -172,15 +178,18 @@ def _whole(dossier: Dossier) -> Row:
         "attempts": dossier.attempts,
         "deferrals": dossier.deferrals,
         "failures": dossier.dead_letters,
-        "position": None,
-        "estimated_at": None,
-        "blocked_by": None,
     }
-    if dossier.waiting:
-        shown["position"] = dossier.waiting.position
-        shown["estimated_at"] = dossier.waiting.estimate.at
-        shown["blocked_by"] = dossier.waiting.estimate.blocked_by
-    return shown
+    return shown | _prospects(dossier)
+
+
+def _prospects(dossier: Dossier) -> Row:
+    """What can be said of a message while it waits, and not after."""
+    waiting = dossier.waiting
+    return {
+        "position": waiting and waiting.position,
+        "estimated_at": waiting and waiting.estimate.at,
+        "blocked_by": waiting and waiting.estimate.blocked_by,
+    }
 
 
 def _account(account: AccountStatus, now: datetime) -> Row:

@@ -35,8 +35,8 @@ def blueprint(app: Flask, adapters: Adapters) -> Blueprint:
 
     @routes.get("/metrics")
     def metrics() -> Any:
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if token and not hmac.compare_digest(given.encode(), token.encode()):
+        given = request.headers.get("Authorization", "")
+        if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
             raise not_authenticated()
         body = generate_latest(_counted()) + generate_latest(_standing(adapters))
         return Response(body, content_type=CONTENT_TYPE_LATEST)
@@ -52,7 +52,8 @@ def blueprint(app: Flask, adapters: Adapters) -> Blueprint:
 
 def docs() -> Blueprint:
     """Swagger UI from its wheel: nothing is fetched from outside."""
-    return get_swaggerui_blueprint("/docs", "/openapi.json", config={"app_name": "Paceline", "validatorUrl": "none"})
+    config = {"app_name": "Paceline", "validatorUrl": "none", "oauth2RedirectUrl": "/docs/oauth2-redirect.html"}
+    return get_swaggerui_blueprint("/docs", "/openapi.json", config=config)
 
 
 def _counted() -> CollectorRegistry:

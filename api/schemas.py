@@ -1,7 +1,7 @@
 """The shapes of requests and answers. OpenAPI is generated from these, so they are also the documentation."""
 
 import json
-from datetime import UTC, datetime
+from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates_schema
@@ -11,6 +11,8 @@ from workers.domain.state import Status
 from workers.services.estimate import BlockedBy
 
 METADATA_BYTES = 4096
+METADATA_DEPTH = 64
+"""Deeper ones could be stored, but not read again by everybody: JSON parsers have limits."""
 MESSAGE_ID = r"^msg_[0-9A-HJKMNP-TV-Z]{26}$"
 
 
@@ -31,10 +33,11 @@ class Time(fields.AwareDateTime):
         return iso(value)
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
-        try:
-            return super()._deserialize(value, attr, data, **kwargs).astimezone(UTC)
-        except OverflowError:
-            raise self.make_error("invalid", input=value, obj_type="datetime") from None
+        moment = super()._deserialize(value, attr, data, **kwargs)
+        # The first and the last year are out of reach in some time zone or other.
+        if not MINYEAR < moment.year < MAXYEAR:
+            raise self.make_error("invalid", input=value, obj_type=self.OBJ_TYPE)
+        return moment.astimezone(UTC)
 
 
 class Text(fields.String):
@@ -56,18 +59,18 @@ class Whole(fields.Integer):
 
 
 class Metadata(fields.Dict):
-    """A JSON object of at most 4 KiB."""
+    """A JSON object of at most 4 KiB that can be stored and read again."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(keys=fields.String(), **kwargs)
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
         found = super()._deserialize(value, attr, data, **kwargs)
+        _check_json(found)
         try:
             text = json.dumps(found, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         except ValueError:
             raise ValidationError("Numbers must be finite.") from None
-        _check_text(text.replace("\\u0000", "\0"))
         if len(text.encode()) > METADATA_BYTES:
             raise ValidationError(f"Must be at most {METADATA_BYTES} bytes of JSON.")
         return found
@@ -80,6 +83,21 @@ def _check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise ValidationError("Must not contain half of a surrogate pair.") from None
+
+
+def _check_json(value: Any, depth: int = 0) -> None:
+    if depth > METADATA_DEPTH:
+        raise ValidationError(f"Must be at most {METADATA_DEPTH} levels deep.")
+    match value:
+        case str():
+            _check_text(value)
+        case dict():
+            for key, inner in value.items():
+                _check_text(key)
+                _check_json(inner, depth + 1)
+        case list():
+            for inner in value:
+                _check_json(inner, depth + 1)
 
 
 class Strict(Schema):
@@ -179,7 +197,11 @@ class Receipt(Schema):
     )
     message = fields.Constant("Message queued successfully", required=True)
     account_id = fields.String(data_key="accountId", required=True)
-    position = fields.Integer(required=True, metadata={"description": "Place in the account's line; 1 is next to go"})
+    position = fields.Integer(
+        required=True,
+        allow_none=True,
+        metadata={"description": "Place in the account's line, 1 for next to go; null in a replay, once it waits no more"},
+    )
     blocked_by = fields.Enum(BlockedBy, by_value=True, data_key="blockedBy", required=True, allow_none=True)
 
 

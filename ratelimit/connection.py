@@ -37,13 +37,23 @@ def connect(url: str, *, timeout_s: float = 2.0) -> redis.Redis:
     )
 
 
+def know_server(client: redis.Redis) -> None:
+    """Do now what every new connection does first. Emptied, the server has no run id on record either: the next new
+    connection would take it for another one, and forget the gates that had been rebuilt by then."""
+    client.eval(*_know_server(client.info("server")["run_id"]))
+
+
+def _know_server(run_id: str) -> tuple[Any, ...]:
+    keys = (f"{NAMESPACE}:server", f"{NAMESPACE}:known")
+    return _KNOW_SERVER, len(keys), *keys, run_id, f"{NAMESPACE}:{{*}}:gate"
+
+
 def _greet(connection: Any) -> None:
     connection.on_connect()
     connection.send_command("INFO", "server")
     info = _text(connection.read_response())
     run_id = next(line[7:] for line in info.splitlines() if line.startswith("run_id:"))
-    keys = (f"{NAMESPACE}:server", f"{NAMESPACE}:known")
-    connection.send_command("EVAL", _KNOW_SERVER, len(keys), *keys, run_id, f"{NAMESPACE}:{{*}}:gate")
+    connection.send_command("EVAL", *_know_server(run_id))
     connection.read_response()
 
 

@@ -16,6 +16,11 @@ local uses, gate = KEYS[1], KEYS[2]
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local function us(number) return string.format('%.0f', number) end
+-- Only ever extended: a short loan must not take a longer one with it.
+local function keep_for(span_us)
+  local ms = math.ceil(span_us / 1000) + 1000
+  if redis.call('PTTL', uses) < ms then redis.call('PEXPIRE', uses, us(ms)) end
+end
 
 local at = 0
 local function arg() at = at + 1; return ARGV[at] end
@@ -28,14 +33,15 @@ end
 -- XX: a token that is not known here was lost with the data; the rebuild brings its use back from the books.
 local returned = tonumber(arg())
 for _ = 1, returned do redis.call('ZADD', uses, 'XX', us(now), arg()) end
-if returned > 0 then redis.call('PEXPIRE', uses, us(longest / 1000 + 1000), 'GT') end
+if returned > 0 then keep_for(longest) end
 for _ = 1, tonumber(arg()) do redis.call('ZREM', uses, arg()) end
 if want == 0 then return {0, 0, -1, 0} end
 
 local state = redis.call('HMGET', gate, 'known', 'cooldown')
 if state[1] ~= '1' then return {-1, 0, -1, 0} end
 
-redis.call('ZREMRANGEBYSCORE', uses, '-inf', us(now - longest))
+-- Uses that hold no place any more stay for another period: when they ended tells for how long their tokens were free.
+redis.call('ZREMRANGEBYSCORE', uses, '-inf', us(now - 2 * longest))
 local free = math.huge
 for _, limit in ipairs(limits) do
   local used = redis.call('ZCOUNT', uses, '(' .. us(now - limit.period), '+inf')
@@ -60,13 +66,9 @@ local free_us = -1
 if granted > 0 then
   local since = free_at(granted)
   if since > 0 then free_us = math.max(0, now - since) end
-  local loans, ends = {}, us(now + lease_us)
-  for i = 1, granted do
-    loans[2 * i - 1] = ends
-    loans[2 * i] = grant .. '.' .. i
-  end
-  redis.call('ZADD', uses, unpack(loans))
-  redis.call('PEXPIRE', uses, us((lease_us + longest) / 1000 + 1000))
+  -- One by one: unpack() gives up at some thousands.
+  for i = 1, granted do redis.call('ZADD', uses, us(now + lease_us), grant .. '.' .. i) end
+  keep_for(lease_us + longest)
 end
 
 return {granted, us(math.max(0, free_at(1) - now)), us(free_us), math.max(0, free - granted)}

@@ -4,8 +4,9 @@
 if redis.call('HGET', KEYS[2], 'known') ~= ARGV[1] then return 0 end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
+-- GT: of what an older copy of the data still has and what the books say, the later end is the safe one.
 for i = 4, #ARGV, 2 do
-  redis.call('ZADD', KEYS[1], 'NX', string.format('%.0f', now + ARGV[i + 1]), ARGV[i])
+  redis.call('ZADD', KEYS[1], 'GT', string.format('%.0f', now + ARGV[i + 1]), ARGV[i])
 end
 if #ARGV > 3 then redis.call('PEXPIRE', KEYS[1], string.format('%.0f', ARGV[3] / 1000)) end
 local cooldown = math.max(tonumber(redis.call('HGET', KEYS[2], 'cooldown') or 0), now + ARGV[2])

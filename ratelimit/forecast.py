@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from ratelimit.limits import Limits
 
-SIMULATED = 5_000
-"""How many departures are worked out one by one; further ones repeat the pace of the slowest limit."""
+_SAME_S = 1e-6
 
 
 def forecast(
@@ -22,21 +21,26 @@ def forecast(
     A departure must wait until, for every limit N per p, the N-th use before it ended p ago. Example, 2 per 10 s,
     latency 1 s, no uses yet: places 1 and 2 leave at 0 and end at 1, places 3 and 4 leave at 11 and end at 12,
     5 and 6 leave at 22.
+
+    Departures are worked out one by one until they repeat, every N of them a period and a latency after the N before:
+    for one limit from the second round on; for several once the slowest alone is what holds, soon unless their paces
+    are nearly the same.
     """
     ends = sorted(min(end, latency_s) for end in uses)
-    slowest = limits.slowest
-    simulated, rounds = place, 0
-    alone = len(limits.all) == 1
-    horizon = slowest.count if alone else max(SIMULATED, 2 * slowest.count)
-    if place > horizon:
-        # With one limit every round of N repeats the first one, a period and a latency later. With several, the pattern
-        # settles once the slowest limit is what holds; the horizon leaves it time to.
-        rounds = -(-(place - horizon) // slowest.count)
-        simulated = place - rounds * slowest.count
-    leaves = not_before_s
-    for _ in range(simulated):
-        for limit in limits:
-            if len(ends) >= limit.count:
-                leaves = max(leaves, ends[-limit.count] + limit.period_s)
+    windows = [(limit.count, limit.period_s) for limit in limits]
+    slowest = limits.slowest(latency_s)
+    count, round_s = slowest.count, slowest.period_s + latency_s
+    # A departure looks back as far as the other limits reach: that many repetitions in a row, and there is no end to it.
+    settled = max((limit.count for limit in limits if limit is not slowest), default=1)
+    leaves, repeated = max(0.0, not_before_s), 0
+    for gone in range(1, place + 1):
+        for most, period_s in windows:
+            if len(ends) >= most:
+                leaves = max(leaves, ends[-most] + period_s)
         ends.append(leaves + latency_s)
-    return leaves + rounds * (slowest.period_s + latency_s)
+        repeats = gone > count and ends[-1] - ends[-1 - count] < round_s + _SAME_S
+        repeated = repeated + 1 if repeats else 0
+        if repeated >= settled:
+            rounds = -(-(place - gone) // count)
+            return ends[place - gone - rounds * count - 1] - latency_s + rounds * round_s
+    return leaves

@@ -16,7 +16,7 @@ _UNITS = {
     "d": 86400, "day": 86400, "days": 86400,
 }  # fmt: skip
 _NAMES = {1: "second", 60: "minute", 3600: "hour", 86400: "day"}
-_LIMIT = re.compile(r"(\d+)\s*/\s*(\d+)?\s*([a-z]+)", re.ASCII)
+_LIMIT = re.compile(r"(\d{1,12})\s*/\s*(\d{1,12})?\s*([a-z]+)", re.ASCII)
 _EXAMPLES = "write e.g. 10/minute, 10/2s or 1/second,10/minute,1000/day"
 
 MAX_COUNT = 100_000  # a window remembers that many uses; more is not pacing any more
@@ -66,10 +66,9 @@ class Limits:
         """How many tokens can be out at the same moment."""
         return min(limit.count for limit in self.all)
 
-    @property
-    def slowest(self) -> Limit:
-        """The limit that decides the pace in the long run."""
-        return max(self.all, key=lambda limit: limit.period_us / limit.count)
+    def slowest(self, latency_s: float = 0.0) -> Limit:
+        """The limit that decides the pace in the long run, if a use takes that long (and its token is out meanwhile)."""
+        return max(self.all, key=lambda limit: (limit.period_s + latency_s) / limit.count)
 
     def __iter__(self) -> Iterator[Limit]:
         return iter(self.all)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import redis
 
-from ratelimit.connection import NAMESPACE
+from ratelimit.connection import NAMESPACE, know_server
 from ratelimit.errors import TokensUnavailable
 from ratelimit.limits import MICROSECONDS, Limits
 
@@ -170,6 +170,7 @@ class Tokens:
         then `finish_rebuild`."""
 
         def begin() -> list[str]:
+            know_server(self._redis)
             with self._redis.pipeline(transaction=False) as pipe:
                 for key in keys:
                     self._begin_rebuild(keys=_keys(key)[1:], args=["?" + secrets.token_hex(8)], client=pipe)

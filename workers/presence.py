@@ -40,7 +40,8 @@ class Presence:
 
     def stop(self) -> None:
         self._stopping.set()
-        self._thread.join(timeout=5)
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
         if self._connection is not None:
             self._connection.close()
 

@@ -52,6 +52,7 @@ class _Call:
     start_by_s: float
     deadline_s: float
     left: bool = False
+    late: bool = False
     over: bool = False
     timed_out: bool = False
     sock: socket.socket | None = None
@@ -71,10 +72,6 @@ class _Call:
 _calls = threading.local()
 
 
-class _Late(OSError):
-    pass
-
-
 class _Watched:
     """What our connections add to urllib3's: they know the call they serve, and when they were last used."""
 
@@ -91,10 +88,11 @@ class _Watched:
             # The last look at the clock before the first byte: a process that was stopped or a machine that slept
             # since it borrowed its token must not send any more.
             if monotonic_s() > call.start_by_s:
-                raise _Late("too late to start")
+                call.late = True
+                raise OSError("too late to start")
             call.left = True
         elif monotonic_s() > call.deadline_s:
-            raise _Late("stopped in the middle of the request")
+            raise OSError("stopped in the middle of the request")
         self.last_used_s = monotonic_s()
         super().send(data)  # type: ignore[misc]
 
@@ -158,8 +156,8 @@ class Transport:
                 response.release_conn()
             return Answer(response.status, response.headers, content)
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            if isinstance(error, _Late) and not call.left:
-                raise TooLate(str(error)) from error
+            if call.late:
+                raise TooLate("too late to start") from error
             words = "timed out" if call.timed_out else f"{type(error).__name__}: {error}"
             raise (NoAnswer if call.left else NotSent)(words) from error
         finally:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from ratelimit import Limits, Tokens, TokensUnavailable, View, forecast
-from workers.domain.errors import NotFound
+from workers.domain.errors import NotFound, StoreUnavailable
 from workers.domain.state import IN_FLIGHT, WAITING, State
 from workers.services.estimate import Estimate, estimate
 from workers.services.submit import look
@@ -12,7 +12,10 @@ from workers.store import accounts, queries
 from workers.store.accounts import Account
 from workers.store.queries import Scope
 from workers.store.session import Database, Row
+from workers.telemetry import logger
 from workers.wakeups import EXPECTED_LATENCY_S, Wakeups
+
+log = logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,18 +135,20 @@ class Reader:
         )
 
     def ready(self) -> list[str]:
-        """What is missing for messages to be accepted and sent; empty if nothing is."""
+        """What is missing for messages to be accepted and sent; empty if nothing is. Hosts and users are for the log."""
         missing = []
         try:
             self.db.one("SELECT 1")
-        except Exception as error:
-            missing.append(f"database: {error}")
+        except StoreUnavailable as error:
+            log.warning("not_ready", error=str(error))
+            missing.append("database: does not answer")
         try:
             missing += [f"{kind}: none is alive" for kind in ("pacer", "worker") if not self.wakeups.alive(kind)]
             if self.tokens.lost():
                 missing.append("tokens: being rebuilt")
         except TokensUnavailable as error:
-            missing.append(f"redis: {error}")
+            log.warning("not_ready", error=str(error))
+            missing.append("redis: does not answer")
         return missing
 
     def _limits(self, account: Account) -> Limits:

@@ -23,7 +23,8 @@ log = logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """What the caller is told. position: 1 for next to go. replayed: this idempotency key had been used already."""
+    """What the caller is told. position: 1 for next to go. replayed: this idempotency key had been used already; then
+    position, estimate and what blocks it are not the message's, which stands elsewhere by now, but a new one's."""
 
     message_id: str
     account_id: str
@@ -61,16 +62,20 @@ class Submitter:
         """
         now = datetime.now(UTC)
         message = NewMessage(id=f"msg_{ULID()}", account_id=account_id, **wanted)
-        check_times(message, now)
         standing = accounts.standing(self.db, account_id, message.priority)
         if standing is None:
             raise NotFound(f"No account {account_id}")
         due_s = (message.send_at - now).total_seconds() if message.send_at else 0.0
         state = State.SCHEDULED if due_s > 0 else State.QUEUED
         promise = self._estimate(standing, state, max(due_s, 0.0), now)
-        full = standing.depth >= self.max_queue_depth
-        if full and not (key and messages.key_used(self.db, subject, key)):
-            raise QueueFull(account_id, standing.depth, self.max_queue_depth, max(1.0, promise.next_token_s))
+        try:
+            check_times(message, now)
+            if standing.depth >= self.max_queue_depth:
+                raise QueueFull(account_id, standing.depth, self.max_queue_depth, max(1.0, promise.next_token_s))
+        except (InvalidMessage, QueueFull):
+            # What has been accepted once is answered again, also when it would not be accepted now.
+            if not (key and messages.key_used(self.db, subject, key)):
+                raise
         accepted = messages.accept(
             self.db, message, estimated_at=promise.at, subject=subject, key=key, fingerprint=fingerprint
         )
@@ -81,7 +86,7 @@ class Submitter:
             log.info("message_accepted", message_id=message.id, account_id=account_id, state=accepted.state)
             self._wake(standing.account, promise, due_s)
         blocked_by = promise.blocked_by
-        if accepted.state == State.HELD and blocked_by is None:
+        if accepted.state == State.HELD and blocked_by in (None, BlockedBy.RATE):
             blocked_by = BlockedBy.ORDERING
         return Receipt(
             message_id=accepted.message_id,

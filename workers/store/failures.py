@@ -30,3 +30,20 @@ def retry(db: Database, message_id: str, by: str) -> bool:
         return bool(rows)
 
     return db.transaction(work)
+
+
+_RESOLVE_AS_SENT = """
+WITH closed AS (
+    UPDATE dead_letters SET closed_at = clock_timestamp(), closed_as = 'sent', closed_by = %(by)s
+    WHERE message_id = %(message_id)s AND closed_at IS NULL AND reason = 'outcome_unknown'
+    RETURNING message_id
+)
+UPDATE messages m SET state = 'sent', sent_at = clock_timestamp(), ended_at = clock_timestamp()
+FROM closed WHERE m.id = closed.message_id AND m.state = 'failed'
+RETURNING m.id
+"""
+
+
+def resolve_as_sent(db: Database, message_id: str, by: str) -> bool:
+    """Close an `outcome_unknown` dead letter: somebody has seen that it did arrive. False if it is not such a one."""
+    return bool(db.all(_RESOLVE_AS_SENT, {"message_id": message_id, "by": by}))

@@ -190,6 +190,7 @@ def elect_heads(c: Connection, lines: Iterable[Line]) -> int:
 
 # Walks the priorities from 10 down, each from its oldest due message, and stops at the first `want`: ten index probes
 # at worst. One scan over all priorities would wade through whatever is waiting for its retry at the higher ones.
+# statement_timestamp(), because in a drain's transaction now() is older than what the statement before has just queued.
 _CLAIM_NEXT = """
 WITH next AS (
     SELECT m.id, row_number() OVER () AS n
@@ -197,11 +198,11 @@ WITH next AS (
     CROSS JOIN generate_series(10, 1, -1) AS p (priority)
     CROSS JOIN LATERAL (
         SELECT id FROM messages
-        WHERE account_id = a.id AND priority = p.priority AND state = 'queued' AND due_at <= now()
-          AND (expires_at IS NULL OR expires_at > now())
+        WHERE account_id = a.id AND priority = p.priority AND state = 'queued' AND due_at <= statement_timestamp()
+          AND (expires_at IS NULL OR expires_at > statement_timestamp())
         ORDER BY due_at, seq LIMIT %(want)s FOR UPDATE SKIP LOCKED
     ) m
-    WHERE a.id = %(account_id)s AND (a.paused_at IS NULL OR a.paused_until <= now())
+    WHERE a.id = %(account_id)s AND (a.paused_at IS NULL OR a.paused_until <= statement_timestamp())
     LIMIT %(want)s
 ), claimed AS (
     UPDATE messages m SET state = 'sending', attempts = m.attempts + 1, tries = m.tries + 1
@@ -213,7 +214,7 @@ WITH next AS (
     SELECT id, account_id, attempts, token, %(worker)s, clock_timestamp() + %(lease_s)s * interval '1 second'
     FROM claimed
 )
-SELECT *, extract(epoch FROM now() - due_at)::float8 AS due_s FROM claimed
+SELECT *, extract(epoch FROM statement_timestamp() - due_at)::float8 AS due_s FROM claimed
 """
 
 

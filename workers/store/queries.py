@@ -36,6 +36,8 @@ class FailureFilter:
 
 
 def message(db: Database, message_id: str, scope: Scope) -> Row | None:
+    if "\0" in message_id:  # PostgreSQL cannot even be asked
+        return None
     rows = db.select(_messages(scope).where(Message.id == message_id))
     return rows[0] if rows else None
 

@@ -1,0 +1,87 @@
+"""A real stack: servers, API, worker, pacer and sandbox, each a process of its own, driven over HTTP."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+
+from api.auth import Role, issue_token
+from deploy.stack import Stack
+
+
+class Api:
+    """The HTTP API, as any caller would use it."""
+
+    def __init__(self, stack: Stack, role: str = "admin") -> None:
+        secret = stack.settings.jwt_secret_key
+        assert secret is not None
+        self.token = issue_token(secret, subject="test", role=Role(role), accounts=["*"], ttl=timedelta(hours=1))
+        self.base = f"{stack.url}/api/onlyfans/messaging"
+
+    def __call__(self, method: str, path: str, body: Any = None) -> tuple[int, dict[str, Any]]:
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with urlopen(Request(self.base + path, data, headers, method=method), timeout=15) as answer:
+                return answer.status, json.load(answer)
+        except HTTPError as error:
+            return error.code, json.load(error)
+
+    def send(self, recipient_id: str, content: str = "Hello", **more: Any) -> dict[str, Any]:
+        status, receipt = self("POST", "/send", {"recipientId": recipient_id, "content": content, **more})
+        assert status == 202, receipt
+        return receipt
+
+    def message(self, receipt: dict[str, Any]) -> dict[str, Any]:
+        return self("GET", f"/messages/{receipt['messageId']}")[1]
+
+    def statuses(self) -> list[str]:
+        return [message["status"] for message in self("GET", "/messages?limit=200")[1]["messages"]]
+
+    def await_over(self, within_s: float) -> list[str]:
+        """Wait until nothing is queued or being sent."""
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            statuses = self.statuses()
+            if not {"queued", "sending"} & set(statuses):
+                return statuses
+            time.sleep(0.1)
+        raise AssertionError(f"still under way after {within_s} s: {self.statuses()}")
+
+
+@pytest.fixture
+def make_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
+    """A running stack with a sandbox: `make_stack(RATE_LIMIT="10/2s", sandbox=["--latency-ms", "50"], workers=2)`."""
+    with ExitStack() as running:
+
+        def make(
+            *, sandbox: list[str] | None = None, workers: int = 1, pacers: int = 1, data_dir: Path | None = None,
+            **environ: str,
+        ) -> Stack:  # fmt: skip
+            stack = Stack(
+                data_dir or tmp_path_factory.mktemp("stack"),
+                port=0,
+                sandbox=True,
+                sandbox_arguments=sandbox or [],
+                workers=workers,
+                pacers=pacers,
+                environ={"PATH": "/usr/bin:/bin", "API_RATE_LIMIT": "off", "RETRY_BASE_SECONDS": "0.2", **environ},
+            )
+            return running.enter_context(stack)
+
+        yield make
+
+
+def upstream(stack: Stack, path: str, method: str = "GET", body: Any = None) -> dict[str, Any]:
+    """Ask the sandbox: `upstream(stack, "/summary")`."""
+    data = None if body is None else json.dumps(body).encode()
+    request = Request(f"{stack.sandbox_url}/_sandbox{path}", data, {"Content-Type": "application/json"}, method=method)
+    with urlopen(request, timeout=10) as answer:
+        return json.loads(answer.read() or b"{}")

@@ -1,0 +1,126 @@
+"""Whole processes, killed and stopped: nothing lost, nothing twice, nothing beyond the limit, as the upstream saw it."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deploy.stack import Stack
+from tests.acceptance.conftest import Api, upstream
+
+pytestmark = pytest.mark.acceptance
+
+MakeStack = Callable[..., Stack]
+
+
+def judge(stack: Stack, accepted: int) -> None:
+    """The upstream's verdict: so many messages, none twice, never too many."""
+    summary = upstream(stack, "/summary")
+    assert (summary["accepted"], summary["duplicates"], summary["overshoot"]) == (accepted, 0, 0), summary
+
+
+def await_arrivals(stack: Stack, count: int) -> None:
+    deadline = time.monotonic() + 30
+    while upstream(stack, "/summary")["arrivals"] < count:
+        assert time.monotonic() < deadline, "the upstream hears nothing"
+        time.sleep(0.02)
+
+
+def kill(stack: Stack, name: str) -> None:
+    process = stack.services[name].process
+    assert process is not None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_kill_9_of_the_worker_in_the_middle(make_stack: MakeStack) -> None:
+    stack = make_stack(RATE_LIMIT="10/3s", sandbox=["--latency-ms", "300"])
+    api = Api(stack)
+    for n in range(25):
+        api.send(f"fan-{n}")
+    await_arrivals(stack, 5)  # ten are on their way, none is answered yet
+    kill(stack, "worker1")
+    assert api.await_over(45) == ["sent"] * 25
+    assert stack.services["worker1"].restarts == 1
+    judge(stack, 25)
+
+
+def test_redis_killed_and_back_empty(make_stack: MakeStack) -> None:
+    stack = make_stack(RATE_LIMIT="5/6s")
+    api = Api(stack)
+    for n in range(15):
+        api.send(f"fan-{n}")
+    await_arrivals(stack, 5)
+    assert stack.servers is not None
+    stack.servers.valkey.stop()
+    assert api.send("fan-meanwhile")["estimatedSendTime"] is None
+    time.sleep(1)
+    stack.servers.valkey.start()
+    assert api.await_over(60) == ["sent"] * 16
+    judge(stack, 16)
+
+
+def test_postgres_restarted(make_stack: MakeStack) -> None:
+    stack = make_stack(RATE_LIMIT="5/2s", sandbox=["--latency-ms", "200"])
+    api = Api(stack)
+    for n in range(20):
+        api.send(f"fan-{n}")
+    await_arrivals(stack, 3)
+    assert stack.servers is not None
+    stack.servers.postgres.stop()
+    status, refused = api("POST", "/send", {"recipientId": "fan-x", "content": "x"})
+    assert (status, refused["code"]) == (503, "unavailable")
+    stack.servers.postgres.start()
+    assert api.await_over(60) == ["sent"] * 20
+    judge(stack, 20)
+
+
+def test_stopping_finishes_and_records_what_is_in_flight(make_stack: MakeStack, tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
+    data_dir: Path = tmp_path_factory.mktemp("stack")
+    stack = make_stack(RATE_LIMIT="10/minute", data_dir=data_dir, sandbox=["--latency-ms", "1000"])
+    api = Api(stack)
+    for n in range(12):
+        api.send(f"fan-{n}")
+    await_arrivals(stack, 10)
+    children = psutil.Process().children(recursive=True)
+    postgres = stack.servers.postgres.pid if stack.servers else 0
+    stack.stop()
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert not psutil.pid_exists(postgres) or psutil.Process(postgres).status() == psutil.STATUS_ZOMBIE
+    again = make_stack(RATE_LIMIT="10/minute", data_dir=data_dir)
+    assert sorted(Api(again).statuses()) == ["queued"] * 2 + ["sent"] * 10
+
+
+def test_several_workers_and_pacers_share_the_work(make_stack: MakeStack) -> None:
+    stack = make_stack(RATE_LIMIT="20/2s", workers=2, pacers=2, sandbox=["--latency-ms", "20"])
+    api = Api(stack)
+    for n in range(60):
+        api.send(f"fan-{n}")
+    kill(stack, "pacer1")
+    assert api.await_over(45) == ["sent"] * 60
+    judge(stack, 60)
+    assert upstream(stack, "/summary")["throttled"] == 0
+
+
+def test_a_killed_stack_takes_its_processes_along(tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
+    import subprocess
+    import sys
+
+    data_dir = tmp_path_factory.mktemp("stack")
+    command = [sys.executable, "-m", "deploy.cli", "up", "--port", "0", "--data-dir", str(data_dir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as up:
+        assert up.stdout is not None
+        assert up.stdout.readline().startswith("ready http://127.0.0.1:")
+        services = [
+            child for child in psutil.Process(up.pid).children(recursive=True) if "deploy.cli" in child.cmdline()
+        ]
+        assert len(services) >= 3
+        os.kill(up.pid, signal.SIGKILL)
+    _, alive = psutil.wait_procs(services, timeout=20)
+    assert not alive
+    with Stack(data_dir, port=0, environ={"PATH": "/usr/bin:/bin"}) as again:  # finds its servers, and stops them
+        assert Api(again).statuses() == []

@@ -1,0 +1,227 @@
+"""Nobody forgets to guard a route: what holds for one is tried on all, as the application itself lists them.
+
+Whoever is refused learns nothing else: 401 and 403 come before the body is looked at and before anything is looked up.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jwt
+import pytest
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from api.app import create_app
+from api.auth import EVERYONE
+from api.endpoint import Declaration, declaration_of
+from workers.bootstrap import build
+from workers.services.submit import Receipt
+from workers.settings import Settings
+
+SECRET = "a secret for tests, at least 32 bytes long"
+PUBLIC = {
+    "messaging.test",
+    "operations.healthz",
+    "operations.readyz",
+    "operations.metrics",  # guards itself, if METRICS_TOKEN is set
+    "operations.openapi",
+    "swagger_ui.show",
+}
+NOWHERE = {"DATABASE_URL": "postgresql://nowhere", "REDIS_URL": "redis://nowhere", "JWT_SECRET_KEY": SECRET}
+APP = create_app(build(Settings.from_env(NOWHERE)))
+UNKNOWN_ID = "msg_01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+
+@dataclass(frozen=True)
+class Route:
+    name: str
+    method: str
+    parameters: frozenset[str]
+    declared: Declaration
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.name}"
+
+    def call(self, client: FlaskClient, message_id: str = UNKNOWN_ID, **request: Any) -> TestResponse:
+        values = {"channel": "onlyfans", "message_id": message_id}
+        wanted = {name: values[name] for name in self.parameters}
+        path = APP.url_map.bind("localhost").build(self.name, wanted, self.method)
+        return client.open(path, method=self.method, **request)
+
+    def names_account_in(self, part: str) -> bool:
+        schema = getattr(self.declared, part)
+        return schema is not None and "account_id" in schema().fields
+
+
+ROUTES = [
+    Route(rule.endpoint, method, frozenset(rule.arguments), declared)
+    for rule in APP.url_map.iter_rules()
+    if (declared := declaration_of(APP.view_functions[rule.endpoint])) and declared.roles is not None
+    for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})
+]
+BAD_CLAIMS: dict[str, dict[str, Any]] = {
+    "no sub": {"sub": None},
+    "sub is a number": {"sub": 5},
+    "sub is empty": {"sub": ""},
+    "sub with a NUL": {"sub": "ali\0ce"},
+    "sub with half a surrogate pair": {"sub": "\ud800"},
+    "sub too long for an index": {"sub": "x" * 256},
+    "no role": {"role": None},
+    "role unknown": {"role": "root"},
+    "role in capitals": {"role": "ADMIN"},
+    "role in a list": {"role": ["admin"]},
+    "no accounts": {"accounts": None},
+    "accounts is a string": {"accounts": "*"},
+    "accounts of numbers": {"accounts": [1]},
+    "an account with a NUL": {"accounts": ["a\0b"]},
+    "expired": {"exp": time.time() - 1},
+    "expires never, the odd way": {"exp": float("inf")},
+    "not valid yet": {"nbf": time.time() + 600},
+    "issued at no time": {"iat": "yesterday"},
+    "a refresh token": {"type": "refresh"},
+}
+
+
+def signed(key: str = SECRET, algorithm: str = "HS256", **claims: Any) -> str:
+    """A token as an admin's; a claim of None is left out."""
+    claims = {"sub": "alice", "role": "admin", "accounts": ["*"], "exp": time.time() + 600} | claims
+    return jwt.encode({k: v for k, v in claims.items() if v is not None}, key, algorithm=algorithm)
+
+
+def signed_as_hs256_under(header: bytes) -> str:
+    """Signed with our secret, as we would, but its header says something else."""
+    payload = signed().split(".")[1].encode()
+    text = base64.urlsafe_b64encode(header).rstrip(b"=") + b"." + payload
+    signature = base64.urlsafe_b64encode(hmac.new(SECRET.encode(), text, hashlib.sha256).digest()).rstrip(b"=")
+    return (text + b"." + signature).decode()
+
+
+BAD_HEADERS: dict[str, str | None] = {
+    "none": None,
+    "empty": "",
+    "garbage": "Bearer garbage",
+    "not ASCII": "Bearer \xff.\xfe.\xfd",
+    "no scheme": signed(),
+    "another scheme": f"Basic {signed()}",
+    "two tokens": f"Bearer {signed()} {signed()}",
+    "another secret": f"Bearer {signed('another secret, also at least 32 bytes')}",
+    "alg none": f"Bearer {signed('', algorithm='none')}",
+    "alg None, signed": f"Bearer {signed_as_hs256_under(b'{"alg":"None","typ":"JWT"}')}",
+    "another alg of the family": f"Bearer {signed(algorithm='HS512')}",
+    "header says RS256": f"Bearer {signed_as_hs256_under(b'{"alg":"RS256","typ":"JWT"}')}",
+    "header is deeper than the parser goes": f"Bearer {signed_as_hs256_under(b'[' * 50_000)}",
+    "changed after signing": f"Bearer {signed()[:-4]}AAAA",
+}  # fmt: skip
+
+
+def refused(answer: TestResponse) -> None:
+    assert answer.status_code == 401
+    assert answer.json == {
+        "error": "Not authenticated",
+        "code": "not_authenticated",
+        "details": {},
+        "requestId": answer.headers["X-Request-Id"],
+    }
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+def without_request_id(answer: TestResponse) -> dict[str, Any]:
+    assert answer.json is not None
+    return {name: value for name, value in answer.json.items() if name != "requestId"}
+
+
+every_route = pytest.mark.parametrize("route", ROUTES, ids=str)
+
+
+def test_every_route_says_who_may_call_it() -> None:
+    open_to_anyone = {
+        rule.endpoint
+        for rule in APP.url_map.iter_rules()
+        if not (declared := declaration_of(APP.view_functions[rule.endpoint])) or declared.roles is None
+    }
+    assert open_to_anyone == PUBLIC
+    assert len(ROUTES) >= 7
+
+
+@every_route
+def test_a_valid_token_of_a_declared_role_gets_past_the_door(
+    route: Route, client: FlaskClient, bearer: Callable[..., dict[str, str]]
+) -> None:
+    for role in route.declared.roles or ():
+        assert route.call(client, headers=bearer(role)).status_code in (200, 202, 404, 415)
+
+
+@pytest.mark.parametrize("header", BAD_HEADERS.values(), ids=BAD_HEADERS)
+@every_route
+def test_without_a_valid_token_it_is_401(route: Route, header: str | None, client: FlaskClient) -> None:
+    refused(route.call(client, headers={} if header is None else {"Authorization": header}, data=b"{"))
+
+
+@pytest.mark.parametrize("claims", BAD_CLAIMS.values(), ids=BAD_CLAIMS)
+@every_route
+def test_without_our_claims_it_is_401(route: Route, claims: dict[str, Any], client: FlaskClient) -> None:
+    refused(route.call(client, headers={"Authorization": f"Bearer {signed(**claims)}"}, data=b"{"))
+
+
+@every_route
+def test_a_token_in_the_query_or_a_cookie_is_none(route: Route, client: FlaskClient) -> None:
+    client.set_cookie("access_token_cookie", signed())
+    refused(route.call(client, query_string={"jwt": signed(), "access_token": signed()}))
+
+
+@every_route
+def test_any_other_role_is_403_whatever_it_asks(
+    route: Route, client: FlaskClient, bearer: Callable[..., dict[str, str]]
+) -> None:
+    for role in set(EVERYONE) - set(route.declared.roles or ()):
+        for request in ({"data": b"{"}, {"json": {"unknown": "field"}, "query_string": {"unknown": "parameter"}}):
+            answer = route.call(client, headers=bearer(role), **request)
+            assert (answer.status_code, without_request_id(answer)["code"]) == (403, "forbidden")
+
+
+@pytest.mark.parametrize("route", [route for route in ROUTES if "message_id" in route.parameters], ids=str)
+def test_another_accounts_message_is_as_good_as_none(
+    route: Route, client: FlaskClient, bearer: Callable[..., dict[str, str]], submit: Callable[..., Receipt]
+) -> None:
+    foreign = submit().message_id
+    stranger = bearer((route.declared.roles or ())[-1], "another-account")
+    answers = [without_request_id(route.call(client, id_, headers=stranger)) for id_ in (foreign, UNKNOWN_ID)]
+    assert [answer["code"] for answer in answers] == ["not_found", "not_found"]
+    assert json.loads(json.dumps(answers[0]).replace(foreign, UNKNOWN_ID)) == answers[1]
+
+
+@pytest.mark.parametrize("odd", ["1", "msg_%00", "%00", "msg_%F0%9F%99%82", "x" * 5000, "..%2f..", "' OR 1=1 --"])
+@pytest.mark.parametrize("route", [route for route in ROUTES if "message_id" in route.parameters], ids=str)
+def test_an_id_that_cannot_be_one_is_404(
+    route: Route, odd: str, client: FlaskClient, bearer: Callable[..., dict[str, str]]
+) -> None:
+    path = APP.url_map.bind("localhost").build(route.name, {"channel": "onlyfans", "message_id": "ID"}, route.method)
+    answer = client.open(path.replace("ID", odd), method=route.method, headers=bearer("admin"))
+    assert without_request_id(answer)["code"] == "not_found"
+
+
+@pytest.mark.parametrize(
+    "route", [r for r in ROUTES if r.names_account_in("query") or r.names_account_in("body")], ids=str
+)
+def test_an_account_outside_the_claim_is_as_good_as_none(
+    route: Route, client: FlaskClient, bearer: Callable[..., dict[str, str]], submit: Callable[..., Receipt]
+) -> None:
+    submit()
+    stranger = bearer("admin", "another-account")
+
+    def ask(account_id: str) -> dict[str, Any]:
+        named = {"accountId": account_id}
+        if route.names_account_in("query"):
+            return without_request_id(route.call(client, headers=stranger, query_string=named))
+        return without_request_id(
+            route.call(client, headers=stranger, json=named | {"recipientId": "fan-1", "content": "Hello"})
+        )
+
+    assert ask("default") == {"error": "No account default", "code": "not_found", "details": {}}
+    assert ask("no-such") == {"error": "No account no-such", "code": "not_found", "details": {}}

@@ -1,0 +1,237 @@
+"""What puts things right after a fault, one mechanism at a time. Whole processes are killed in `tests/acceptance`."""
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+
+from deploy.sandbox import Fault, Sandbox
+from ratelimit.tokens import START_WITHIN_S
+from workers.bootstrap import Adapters
+from workers.domain.outcome import Outcome, OutcomeKind
+from workers.domain.retry import MarkSent
+from workers.presence import Presence
+from workers.services.dispatch import Dispatcher
+from workers.services.recovery import DEAD_FOR_S, expire, rebuild_tokens, verify
+from workers.services.settle import Settlement, settle
+from workers.services.submit import Receipt
+from workers.store import messages, queries
+
+Submit = Callable[..., Receipt]
+
+
+def state(adapters: Adapters, receipt: Receipt) -> str:
+    row = queries.message(adapters.db, receipt.message_id, None)
+    assert row is not None
+    return row["state"]
+
+
+def claim_one(adapters: Adapters, worker: int = 1, lease_s: float = 13.0) -> messages.Claim:
+    grant = adapters.tokens.borrow("default", adapters.settings.rate_limit, lease_s=lease_s)
+    (claim,) = messages.claim_next(adapters.db, "default", grant.tokens, worker, lease_s)
+    return claim
+
+
+def rescue_after(adapters: Adapters, seconds: float) -> int:
+    """Rescue as a reconciler would that first saw the worker missing `seconds` ago."""
+    rescuer = adapters.rescuer()
+    rescuer.rescue()
+    rescuer.missing_since_s = {worker: since - seconds for worker, since in rescuer.missing_since_s.items()}
+    return rescuer.rescue()
+
+
+def test_a_dead_workers_claim_is_taken_over(adapters: Adapters, submit: Submit) -> None:
+    receipt = submit()
+    claim_one(adapters, worker=4711)
+    assert rescue_after(adapters, DEAD_FOR_S) == 1
+    assert state(adapters, receipt) == "queued"
+    (attempt,) = queries.attempts(adapters.db, receipt.message_id)
+    assert attempt["outcome"] == "unknown"
+
+
+def test_a_worker_just_gone_missing_gets_time_to_come_back(adapters: Adapters, submit: Submit) -> None:
+    receipt = submit()
+    claim_one(adapters, worker=4711)
+    assert rescue_after(adapters, DEAD_FOR_S / 2) == 0
+    assert state(adapters, receipt) == "sending"
+
+
+def test_a_living_workers_claim_is_left_alone_until_its_deadline(adapters: Adapters, submit: Submit) -> None:
+    presence = Presence("worker", adapters.settings.database_url, adapters.wakeups)
+    presence.tick()
+    try:
+        receipt = submit()
+        claim_one(adapters, worker=presence.number)
+        assert rescue_after(adapters, 60) == 0
+        adapters.db.all("UPDATE attempts SET deadline_at = now() - interval '1 minute'")
+        assert adapters.rescuer().rescue() == 1
+        assert state(adapters, receipt) == "queued"
+    finally:
+        presence.stop()
+
+
+def test_a_rescued_message_may_be_claimed_at_once_and_the_old_claim_is_stale(
+    adapters: Adapters, submit: Submit
+) -> None:
+    receipt = submit()
+    old = claim_one(adapters, worker=4711)
+    rescue_after(adapters, DEAD_FOR_S)
+    new = claim_one(adapters, worker=1)
+    assert (old.attempt, new.attempt) == (1, 2)
+    late = Settlement(old, Outcome(OutcomeKind.ACCEPTED, upstream_id="u1"), MarkSent("u1"))
+    settled = adapters.db.transaction(lambda c: settle(c, [late]))
+    assert [error.attempt for error in settled.stale] == [1]
+    assert state(adapters, receipt) == "sending"
+
+
+def test_a_late_answer_counts_while_nobody_has_tried_again(adapters: Adapters, submit: Submit) -> None:
+    receipt = submit()
+    old = claim_one(adapters, worker=4711)
+    rescue_after(adapters, DEAD_FOR_S)
+    late = Settlement(old, Outcome(OutcomeKind.ACCEPTED, upstream_id="u1"), MarkSent("u1"))
+    settled = adapters.db.transaction(lambda c: settle(c, [late]))
+    assert not settled.stale
+    assert state(adapters, receipt) == "sent"
+
+
+def test_emptied_redis_gives_out_nothing_before_it_is_rebuilt(
+    adapters: Adapters, submit: Submit, dispatcher: Dispatcher, upstream: Sandbox
+) -> None:
+    for n in range(11):
+        submit(f"fan-{n}")
+    dispatcher.drain("default")
+    adapters.redis.flushall()
+    dispatcher.drain("default")
+    assert upstream.summary()["accepted"] == 10
+    pauses: list[float] = []
+    assert rebuild_tokens(adapters.db, adapters.tokens, adapters.settings.rate_limit, pauses.append) == 1
+    assert pauses == [START_WITHIN_S]
+    report = dispatcher.drain("default")
+    assert upstream.summary()["accepted"] == 10
+    assert report.next_s is not None
+    assert 50 < report.next_s <= 60
+
+
+def test_a_rebuild_brings_back_open_loans_and_cooldowns_but_not_refunds(
+    adapters: Adapters, submit: Submit, make_account: Callable[..., str]
+) -> None:
+    submit()
+    claim_one(adapters)
+    adapters.db.all("UPDATE accounts SET cooldown_until = now() + interval '20 seconds'")
+    adapters.redis.flushall()
+    rebuild_tokens(adapters.db, adapters.tokens, adapters.settings.rate_limit, lambda _: None)
+    view = adapters.tokens.view("default", adapters.settings.rate_limit)
+    assert len(view.uses) == 1
+    assert 10 < view.uses[0] < 14  # the loan's end lies ahead
+    assert 15 < view.cooldown_s <= 20
+    adapters.db.all("UPDATE attempts SET spent = false")
+    adapters.redis.flushall()
+    rebuild_tokens(adapters.db, adapters.tokens, adapters.settings.rate_limit, lambda _: None)
+    assert adapters.tokens.view("default", adapters.settings.rate_limit).uses == ()
+
+
+def test_a_claim_made_while_the_books_are_read_is_void(
+    adapters: Adapters, submit: Submit, upstream: Sandbox
+) -> None:
+    """A token borrowed before the loss and put on the books after they were read: it must not be used."""
+    submit()
+    dispatcher = adapters.dispatcher(worker=1)
+    exchange = adapters.tokens.exchange
+
+    def slow(*args: object, **kwargs: object) -> object:
+        grant = exchange(*args, **kwargs)  # type: ignore[arg-type]
+        if grant.tokens:
+            threading.Event().wait(START_WITHIN_S + 0.1)
+        return grant
+
+    adapters.tokens.exchange = slow  # type: ignore[method-assign,assignment]
+    timer = threading.Timer(START_WITHIN_S + 0.2, dispatcher.stopping.set)
+    timer.start()
+    dispatcher.drain("default")
+    timer.cancel()
+    found = queries.messages(adapters.db, queries.MessageFilter(), None, 10)
+    tried = queries.attempts(adapters.db, found[0]["id"])
+    assert {attempt["deferral"] for attempt in tried} == {"interrupted"}
+    assert upstream.summary()["arrivals"] == 0
+    assert found[0]["state"] == "queued"
+
+
+def test_expired_messages_are_closed_and_make_way(adapters: Adapters, submit: Submit) -> None:
+    first = submit("fan-1", expires_at=datetime.now(UTC) + timedelta(hours=1))
+    second = submit("fan-1")
+    assert expire(adapters.db) == 0
+    adapters.db.all("UPDATE messages SET expires_at = now() WHERE expires_at IS NOT NULL")
+    assert expire(adapters.db) == 1
+    assert (state(adapters, first), state(adapters, second)) == ("expired", "queued")
+
+
+def look_up(adapters: Adapters) -> int:
+    adapters.db.all("UPDATE messages SET due_at = now() WHERE state = 'verifying'")
+    a = adapters
+    return verify(a.db, a.wakeups, a.channels, a.settings.retry_policy, threading.Event())
+
+
+def test_without_idempotency_an_unknown_outcome_is_found_in_the_history(
+    with_settings: Callable[..., Adapters], upstream: Sandbox
+) -> None:
+    adapters = with_settings(onlyfans_idempotent=False)
+    upstream.ledger.idempotent = False
+    receipt = adapters.submitter().submit({"recipient_id": "cut-1", "content": "x"}, "default", subject="alice")
+    adapters.dispatcher(worker=1).drain("default")
+    assert state(adapters, receipt) == "verifying"
+    assert look_up(adapters) == 1
+    assert state(adapters, receipt) == "sent"
+    assert upstream.summary()["accepted"] == 1
+
+
+def test_without_idempotency_what_the_history_does_not_show_goes_again(
+    with_settings: Callable[..., Adapters], upstream: Sandbox
+) -> None:
+    adapters = with_settings(onlyfans_idempotent=False)
+    upstream.faults.add(Fault("cut_before"))
+    receipt = adapters.submitter().submit({"recipient_id": "fan-1", "content": "x"}, "default", subject="alice")
+    adapters.dispatcher(worker=1).drain("default")
+    look_up(adapters)
+    assert state(adapters, receipt) == "queued"
+    adapters.dispatcher(worker=1).drain("default")
+    assert state(adapters, receipt) == "sent"
+    assert upstream.summary()["accepted"] == 1
+
+
+def test_two_messages_of_the_same_text_are_two_messages(
+    with_settings: Callable[..., Adapters], upstream: Sandbox
+) -> None:
+    adapters = with_settings(onlyfans_idempotent=False)
+    upstream.faults.add(Fault("delay", delay_s=0, text="same"))
+    upstream.faults.add(Fault("cut_before", text="same"))
+    wanted = {"recipient_id": "fan-1", "content": "same"}
+    first, second = (adapters.submitter().submit(dict(wanted), "default", subject="alice") for _ in range(2))
+    adapters.dispatcher(worker=1).drain("default")
+    assert (state(adapters, first), state(adapters, second)) == ("sent", "verifying")
+    look_up(adapters)  # the first one's copy in the history is not taken for the second
+    assert state(adapters, second) == "queued"
+
+
+def test_without_idempotency_and_history_a_person_must_decide(
+    with_settings: Callable[..., Adapters], upstream: Sandbox
+) -> None:
+    adapters = with_settings(onlyfans_idempotent=False)
+    upstream.history = False
+    receipt = adapters.submitter().submit({"recipient_id": "cut-1", "content": "x"}, "default", subject="alice")
+    adapters.dispatcher(worker=1).drain("default")
+    while state(adapters, receipt) == "verifying":
+        look_up(adapters)
+    (dead,) = queries.dead_letters(adapters.db, receipt.message_id)
+    assert dead["reason"] == "outcome_unknown"
+    assert upstream.summary()["accepted"] == 1
+
+
+def test_postgres_connections_cut_in_the_pool_are_replaced(adapters: Adapters, submit: Submit) -> None:
+    submit("fan-1")
+    with psycopg.connect(adapters.settings.database_url, autocommit=True) as admin:
+        admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'paceline tests'"
+        )
+    submit("fan-2")
+    assert len(queries.messages(adapters.db, queries.MessageFilter(), None, 10)) == 2

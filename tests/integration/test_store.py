@@ -1,0 +1,233 @@
+"""The database itself holds the life cycle: what the code must not do, it cannot do."""
+
+import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from deploy.servers import Servers
+from workers.bootstrap import Adapters
+from workers.domain.errors import StaleClaim
+from workers.domain.message import Line, NewMessage
+from workers.domain.outcome import Outcome, OutcomeKind
+from workers.domain.retry import DeadLetterReason
+from workers.services.submit import Receipt
+from workers.store import failures, messages, migrations, queries
+from workers.store.schema import Base
+
+Submit = Callable[..., Receipt]
+FAILED = Outcome(OutcomeKind.FAILED, http_status=503)
+
+
+def claim(adapters: Adapters, want: int = 1) -> list[messages.Claim]:
+    return messages.claim_next(adapters.db, "default", [f"t{n}" for n in range(want)], worker=1, lease_s=10)
+
+
+def states(adapters: Adapters) -> list[str]:
+    return [row["state"] for row in adapters.db.all("SELECT state FROM messages ORDER BY seq")]
+
+
+def test_the_migrations_make_what_the_models_say(adapters: Adapters) -> None:
+    with adapters.db.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+def test_migrations_go_down_and_up_again(servers: Servers) -> None:
+    with psycopg.connect(servers.database_url, autocommit=True) as admin:
+        admin.execute("DROP DATABASE IF EXISTS migrated")
+        admin.execute("CREATE DATABASE migrated")
+    url = servers.database_url.replace("/postgres?", "/migrated?")
+    migrations.upgrade(url)
+    assert migrations.current(url) == migrations.head()
+    migrations.downgrade(url, "base")
+    assert migrations.current(url) is None
+    migrations.upgrade(url)
+    assert migrations.current(url) == migrations.head()
+
+
+def test_several_processes_may_migrate_at_once(servers: Servers) -> None:
+    with psycopg.connect(servers.database_url, autocommit=True) as admin:
+        admin.execute("DROP DATABASE IF EXISTS migrated")
+        admin.execute("CREATE DATABASE migrated")
+    url = servers.database_url.replace("/postgres?", "/migrated?")
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: migrations.upgrade(url), range(3)))
+    assert migrations.current(url) == migrations.head()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE messages SET state = 'lost'",
+        "UPDATE messages SET state = 'sent'",
+        "UPDATE messages SET state = 'failed'",
+        "UPDATE messages SET priority = 11",
+        "UPDATE messages SET sent_at = now()",
+        "UPDATE attempts SET ended_at = now()",
+        "UPDATE attempts SET outcome = 'perhaps', ended_at = now()",
+        "INSERT INTO dead_letters (message_id, account_id, reason) SELECT id, account_id, 'bored' FROM messages",
+        "INSERT INTO attempts (message_id, account_id, number, token, worker, deadline_at) "
+        "SELECT id, account_id, 2, 't', 1, now() FROM messages",
+    ],
+)
+def test_the_database_refuses_what_makes_no_sense(adapters: Adapters, submit: Submit, statement: str) -> None:
+    submit()
+    claim(adapters)
+    with pytest.raises(psycopg.IntegrityError):
+        adapters.db.all(statement)
+
+
+def test_a_line_has_one_head_whoever_writes(adapters: Adapters, submit: Submit) -> None:
+    submit("fan-1")
+    submit("fan-1")
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        adapters.db.all("UPDATE messages SET state = 'queued' WHERE state = 'held'")
+
+
+def test_many_at_once_to_one_recipient_leave_one_head(adapters: Adapters) -> None:
+    def accept(n: int) -> None:
+        new = NewMessage(id=f"msg_{n:026d}", account_id="default", recipient_id="fan-1", content=str(n))
+        messages.accept(adapters.db, new)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(accept, range(40)))
+    assert sorted(states(adapters)) == ["held"] * 39 + ["queued"]
+
+
+def test_newcomers_and_leavers_of_one_line_never_leave_it_headless(adapters: Adapters) -> None:
+    """Accept and finish the same line from two sides as fast as possible: the race that FOR SHARE closes."""
+    done = threading.Event()
+
+    def finish() -> None:
+        while not done.is_set():
+            for one in claim(adapters):
+                accepted = [(one, Outcome(OutcomeKind.ACCEPTED, upstream_id="u"))]
+
+                def settle(c, accepted=accepted, one=one):  # type: ignore[no-untyped-def]
+                    messages.mark_sent(c, accepted)
+                    messages.elect_heads(c, [one.line])
+
+                adapters.db.transaction(settle)
+
+    leavers = [threading.Thread(target=finish) for _ in range(2)]
+    for leaver in leavers:
+        leaver.start()
+    for n in range(150):
+        new = NewMessage(id=f"msg_{n:026d}", account_id="default", recipient_id="fan-1", content=str(n))
+        messages.accept(adapters.db, new)
+    deadline = threading.Event()
+    for _ in range(200):
+        if set(states(adapters)) == {"sent"}:
+            break
+        deadline.wait(0.02)
+    done.set()
+    for leaver in leavers:
+        leaver.join()
+    assert set(states(adapters)) == {"sent"}
+    order = adapters.db.all("SELECT content FROM messages ORDER BY sent_at")
+    assert [row["content"] for row in order] == [str(n) for n in range(150)]
+
+
+def test_two_claims_never_get_the_same_message(adapters: Adapters, submit: Submit) -> None:
+    for n in range(60):
+        submit(f"fan-{n}")
+    with ThreadPoolExecutor(6) as pool:
+        claims = [one for batch in pool.map(lambda _: claim(adapters, 10), range(8)) for one in batch]
+    assert len({one.message_id for one in claims}) == len(claims) == 60
+
+
+def test_a_claim_from_a_paused_account_finds_nothing(adapters: Adapters, submit: Submit) -> None:
+    submit()
+    adapters.db.all("UPDATE accounts SET paused_at = now()")
+    assert claim(adapters) == []
+    adapters.db.all("UPDATE accounts SET paused_until = now()")
+    assert len(claim(adapters)) == 1
+
+
+def test_every_record_of_a_stale_claim_is_an_error_with_a_name(adapters: Adapters, submit: Submit) -> None:
+    submit()
+    (stale,) = claim(adapters)
+    adapters.db.transaction(lambda c: messages.schedule_retry(c, stale, FAILED, 0.0))
+    for record in (
+        lambda c: messages.schedule_retry(c, stale, FAILED, 0.0),
+        lambda c: messages.bury(c, stale, FAILED, DeadLetterReason.REJECTED),
+        lambda c: messages.await_verification(c, stale, FAILED, 0.0),
+        lambda c: messages.accept_late_answer(c, stale, Outcome(OutcomeKind.ACCEPTED)),
+        lambda c: messages.confirm_sent(c, stale, "u"),
+        lambda c: messages.confirm_absent(c, stale),
+    ):
+        with pytest.raises(StaleClaim, match=f"Attempt 1 of {stale.message_id}"):
+            adapters.db.transaction(record)  # type: ignore[arg-type]
+
+
+def test_a_retried_dead_letter_keeps_its_history_and_gets_new_attempts(adapters: Adapters, submit: Submit) -> None:
+    receipt = submit()
+    (first,) = claim(adapters)
+    adapters.db.transaction(lambda c: messages.bury(c, first, FAILED, DeadLetterReason.RETRIES_EXHAUSTED))
+    assert failures.retry(adapters.db, receipt.message_id, by="bob")
+    assert not failures.retry(adapters.db, receipt.message_id, by="bob")
+    (second,) = claim(adapters)
+    assert (second.attempt, second.tries) == (2, 1)
+    assert [a["number"] for a in queries.attempts(adapters.db, receipt.message_id)] == [1, 2]
+    (closed,) = queries.dead_letters(adapters.db, receipt.message_id)
+    assert (closed["closed_as"], closed["closed_by"]) == ("retried", "bob")
+
+
+def test_the_tallies_agree_with_the_rows_whatever_happens(adapters: Adapters, submit: Submit) -> None:
+    for n in range(12):
+        submit(f"fan-{n % 5}", priority=1 + n % 3)
+    taken = claim(adapters, 4)
+    adapters.db.transaction(lambda c: messages.mark_sent(c, [(taken[0], Outcome(OutcomeKind.ACCEPTED))]))
+    adapters.db.transaction(lambda c: messages.bury(c, taken[1], FAILED, DeadLetterReason.REJECTED))
+    adapters.db.transaction(lambda c: messages.schedule_retry(c, taken[2], FAILED, 60.0))
+    messages.cancel(adapters.db, queries.messages(adapters.db, queries.MessageFilter(), None, 1)[0]["id"])
+    counted = {
+        (row["state"], row["priority"]): row["n"]
+        for row in adapters.db.all("SELECT state, priority, count(*) AS n FROM messages GROUP BY 1, 2")
+        if row["state"] not in ("sent", "cancelled", "expired")
+    }
+    tallied = "SELECT state, priority, sum(n)::int AS n FROM tallies GROUP BY 1, 2 HAVING sum(n) <> 0"
+    for _ in range(2):
+        assert {(row["state"], row["priority"]): row["n"] for row in adapters.db.all(tallied)} == counted
+        messages.fold_tallies(adapters.db)
+    assert adapters.db.all("SELECT DISTINCT slot FROM tallies") == [{"slot": 0}]
+
+
+def test_a_headless_line_is_mended(adapters: Adapters, submit: Submit) -> None:
+    submit("fan-1")
+    submit("fan-1")
+    adapters.db.all("DELETE FROM messages WHERE state = 'queued'")
+    assert messages.mend_headless_lines(adapters.db) == 1
+    assert states(adapters) == ["queued"]
+    assert messages.mend_headless_lines(adapters.db) == 0
+
+
+def test_the_claim_uses_its_index_and_a_generic_plan(adapters: Adapters, submit: Submit) -> None:
+    for n in range(50):
+        submit(f"fan-{n}")
+
+    def plan(c) -> str:  # type: ignore[no-untyped-def]
+        sql = messages._CLAIM_NEXT
+        values = {"account_id": "'default'", "want": "1", "tokens": "'{t}'", "worker": "1", "lease_s": "10"}
+        explained = "EXPLAIN " + re.sub(r"%\((\w+)\)s", lambda found: values[found[1]], sql)
+        return "\n".join(row["QUERY PLAN"] for row in c.all(explained))
+
+    def look(c) -> tuple[str, str]:  # type: ignore[no-untyped-def]
+        c.all("SET LOCAL enable_seqscan = off")
+        return plan(c), c.one("SHOW plan_cache_mode")["plan_cache_mode"]
+
+    found, mode = adapters.db.transaction(look)
+    assert "ix_messages_claim" in found
+    assert "Sort" not in found.split("Nested Loop", 1)[1]
+    assert mode == "force_generic_plan"
+
+
+def test_electing_in_a_line_that_has_a_head_changes_nothing(adapters: Adapters, submit: Submit) -> None:
+    submit("fan-1")
+    submit("fan-1")
+    assert adapters.db.transaction(lambda c: messages.elect_heads(c, [Line("default", "fan-1", 5)])) == 0
