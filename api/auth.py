@@ -89,8 +89,8 @@ def identify() -> Caller:
         # The last two: an infinite `exp`, and a header of brackets deeper than the JSON parser goes.
         raise not_authenticated() from None
     match get_jwt():
-        case {"sub": sub, "role": str(role), "accounts": [*accounts]} if (
-            role in EVERYONE and all(map(_is_name, [sub, *accounts]))
+        case {"sub": sub, "role": str(role), "accounts": [*accounts]} if role in EVERYONE and all(
+            map(_is_name, [sub, *accounts])
         ):
             return Caller(sub, Role(role), None if "*" in accounts else tuple(accounts))
     raise not_authenticated()

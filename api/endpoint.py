@@ -89,7 +89,7 @@ def _json_object() -> dict[str, Any]:
     try:
         found = json.loads(raw, parse_constant=_not_json)
     except RecursionError:
-        raise ApiError(400, "The body is nested too deeply") from None
+        raise ApiError(400, "The body is nested too deeply", details={"body": ["Is nested too deeply."]}) from None
     except ValueError as error:
         raise ApiError(400, "The body is not valid JSON", details={"body": [str(error)]}) from None
     if not isinstance(found, dict):

@@ -85,19 +85,19 @@ def _check_text(text: str) -> None:
         raise ValidationError("Must not contain half of a surrogate pair.") from None
 
 
-def _check_json(value: Any, depth: int = 0) -> None:
-    if depth > METADATA_DEPTH:
-        raise ValidationError(f"Must be at most {METADATA_DEPTH} levels deep.")
+def _check_json(value: Any, level: int = 1) -> None:
     match value:
         case str():
             _check_text(value)
+        case dict() | list() if level > METADATA_DEPTH:
+            raise ValidationError(f"Must be at most {METADATA_DEPTH} levels deep.")
         case dict():
             for key, inner in value.items():
                 _check_text(key)
-                _check_json(inner, depth + 1)
+                _check_json(inner, level + 1)
         case list():
             for inner in value:
-                _check_json(inner, depth + 1)
+                _check_json(inner, level + 1)
 
 
 class Strict(Schema):
@@ -200,7 +200,9 @@ class Receipt(Schema):
     position = fields.Integer(
         required=True,
         allow_none=True,
-        metadata={"description": "Place in the account's line, 1 for next to go; null in a replay, once it waits no more"},
+        metadata={
+            "description": "Place in line, 1 for next to go; null in a replay once it waits no more"
+        },
     )
     blocked_by = fields.Enum(BlockedBy, by_value=True, data_key="blockedBy", required=True, allow_none=True)
 

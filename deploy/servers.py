@@ -106,6 +106,7 @@ class Servers:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock)
+            self._lock = None
             raise DataDirBusy(
                 f"Another Paceline is using {self._data_dir}; stop it, or choose another --data-dir"
             ) from None
@@ -120,6 +121,7 @@ class Servers:
         self.postgres.stop()
         if self._lock is not None:
             os.close(self._lock)
+            self._lock = None
 
 
 @contextmanager

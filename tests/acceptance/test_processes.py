@@ -1,4 +1,4 @@
-"""Whole processes, killed and stopped: nothing lost, nothing twice, nothing beyond the limit, as the upstream saw it."""
+"""Whole processes, killed and stopped: nothing lost, nothing twice, nothing beyond the limit, as the upstream saw."""
 
 import os
 import signal

@@ -24,7 +24,7 @@ from workers.bootstrap import build
 from workers.services.submit import Receipt
 from workers.settings import Settings
 
-SECRET = "a secret for tests, at least 32 bytes long"
+SECRET = "a secret for tests " * 4
 PUBLIC = {
     "messaging.test",
     "operations.healthz",
@@ -35,6 +35,8 @@ PUBLIC = {
 }
 NOWHERE = {"DATABASE_URL": "postgresql://nowhere", "REDIS_URL": "redis://nowhere", "JWT_SECRET_KEY": SECRET}
 APP = create_app(build(Settings.from_env(NOWHERE)))
+DOOR = APP.test_client()
+"""An application without a database and without Redis: whom it turns away, it turns away without asking either."""
 UNKNOWN_ID = "msg_01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 
@@ -94,10 +96,10 @@ def signed(key: str = SECRET, algorithm: str = "HS256", **claims: Any) -> str:
     return jwt.encode({k: v for k, v in claims.items() if v is not None}, key, algorithm=algorithm)
 
 
-def signed_as_hs256_under(header: bytes) -> str:
-    """Signed with our secret, as we would, but its header says something else."""
+def signed_under(header: str) -> str:
+    """Signed with our secret by HS256, as we would, but its header says something else."""
     payload = signed().split(".")[1].encode()
-    text = base64.urlsafe_b64encode(header).rstrip(b"=") + b"." + payload
+    text = base64.urlsafe_b64encode(header.encode()).rstrip(b"=") + b"." + payload
     signature = base64.urlsafe_b64encode(hmac.new(SECRET.encode(), text, hashlib.sha256).digest()).rstrip(b"=")
     return (text + b"." + signature).decode()
 
@@ -112,12 +114,12 @@ BAD_HEADERS: dict[str, str | None] = {
     "two tokens": f"Bearer {signed()} {signed()}",
     "another secret": f"Bearer {signed('another secret, also at least 32 bytes')}",
     "alg none": f"Bearer {signed('', algorithm='none')}",
-    "alg None, signed": f"Bearer {signed_as_hs256_under(b'{"alg":"None","typ":"JWT"}')}",
+    "alg None, signed": "Bearer " + signed_under('{"alg":"None","typ":"JWT"}'),
     "another alg of the family": f"Bearer {signed(algorithm='HS512')}",
-    "header says RS256": f"Bearer {signed_as_hs256_under(b'{"alg":"RS256","typ":"JWT"}')}",
-    "header is deeper than the parser goes": f"Bearer {signed_as_hs256_under(b'[' * 50_000)}",
+    "header says RS256": "Bearer " + signed_under('{"alg":"RS256","typ":"JWT"}'),
+    "header is deeper than the parser goes": "Bearer " + signed_under("[" * 50_000),
     "changed after signing": f"Bearer {signed()[:-4]}AAAA",
-}  # fmt: skip
+}
 
 
 def refused(answer: TestResponse) -> None:
@@ -159,29 +161,29 @@ def test_a_valid_token_of_a_declared_role_gets_past_the_door(
 
 @pytest.mark.parametrize("header", BAD_HEADERS.values(), ids=BAD_HEADERS)
 @every_route
-def test_without_a_valid_token_it_is_401(route: Route, header: str | None, client: FlaskClient) -> None:
-    refused(route.call(client, headers={} if header is None else {"Authorization": header}, data=b"{"))
+def test_without_a_valid_token_it_is_401(route: Route, header: str | None) -> None:
+    refused(route.call(DOOR, headers={} if header is None else {"Authorization": header}, data=b"{"))
 
 
 @pytest.mark.parametrize("claims", BAD_CLAIMS.values(), ids=BAD_CLAIMS)
 @every_route
-def test_without_our_claims_it_is_401(route: Route, claims: dict[str, Any], client: FlaskClient) -> None:
-    refused(route.call(client, headers={"Authorization": f"Bearer {signed(**claims)}"}, data=b"{"))
+def test_without_our_claims_it_is_401(route: Route, claims: dict[str, Any]) -> None:
+    refused(route.call(DOOR, headers={"Authorization": f"Bearer {signed(**claims)}"}, data=b"{"))
 
 
 @every_route
-def test_a_token_in_the_query_or_a_cookie_is_none(route: Route, client: FlaskClient) -> None:
-    client.set_cookie("access_token_cookie", signed())
-    refused(route.call(client, query_string={"jwt": signed(), "access_token": signed()}))
+def test_a_token_in_the_query_or_a_cookie_is_none(route: Route) -> None:
+    visitor = APP.test_client()
+    visitor.set_cookie("access_token_cookie", signed())
+    refused(route.call(visitor, query_string={"jwt": signed(), "access_token": signed()}))
 
 
 @every_route
-def test_any_other_role_is_403_whatever_it_asks(
-    route: Route, client: FlaskClient, bearer: Callable[..., dict[str, str]]
-) -> None:
+def test_any_other_role_is_403_whatever_it_asks(route: Route) -> None:
     for role in set(EVERYONE) - set(route.declared.roles or ()):
         for request in ({"data": b"{"}, {"json": {"unknown": "field"}, "query_string": {"unknown": "parameter"}}):
-            answer = route.call(client, headers=bearer(role), **request)
+            headers = {"Authorization": f"Bearer {signed(role=role)}"}
+            answer = route.call(DOOR, headers=headers, **request)
             assert (answer.status_code, without_request_id(answer)["code"]) == (403, "forbidden")
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ratelimit import Limits, forecast
+from ratelimit import Limit, Limits, forecast
 
 
 def departures(limits: Limits, uses: list[float], places: int, latency_s: float, not_before_s: float) -> list[float]:
@@ -18,18 +18,21 @@ def departures(limits: Limits, uses: list[float], places: int, latency_s: float,
     left: list[float] = []
     now = max(0.0, not_before_s)
     for _ in range(places):
-        while any(_counted(ends, now - limit.period_s) >= limit.count for limit in limits):
-            now = min(end + limit.period_s for limit in limits for end in ends if end + limit.period_s > now)
+        while any(len(_counting(ends, now, limit)) >= limit.count for limit in limits):
+            now = min(
+                _counting(ends, now, limit)[0] + limit.period_s for limit in limits if _counting(ends, now, limit)
+            )
         left.append(now)
         bisect.insort(ends, now + latency_s)
     return left
 
 
-def _counted(ends: list[float], after: float) -> int:
-    return len(ends) - bisect.bisect_right(ends, after)
+def _counting(ends: list[float], now: float, limit: Limit) -> list[float]:
+    """The uses that hold a place in this limit at this moment."""
+    return ends[bisect.bisect_right(ends, now - limit.period_s) :]
 
 
-# Times in eighths of a second add up exactly, so that both ways must agree to the last bit on who may go when.
+# Times in eighths of a second add up exactly: the simulation can compare them.
 eighths = st.integers(0, 8 * 60).map(lambda n: n / 8)
 some_limits = st.lists(
     st.tuples(st.integers(1, 12), st.integers(1, 8 * 40)), min_size=1, max_size=3, unique_by=lambda limit: limit[1]
@@ -43,9 +46,7 @@ latency = st.integers(0, 24).map(lambda n: n / 8)
 def test_everybody_leaves_as_soon_as_the_rule_allows(
     limits: Limits, uses: list[float], place: int, latency_s: float, not_before_s: float
 ) -> None:
-    told = [
-        forecast(limits, uses, one, latency_s=latency_s, not_before_s=not_before_s) for one in range(1, place + 1)
-    ]
+    told = [forecast(limits, uses, one, latency_s=latency_s, not_before_s=not_before_s) for one in range(1, place + 1)]
     assert told == pytest.approx(departures(limits, uses, place, latency_s, not_before_s), abs=1e-6)
 
 

@@ -1,0 +1,719 @@
+"""Tokens on a real Valkey. Most tests stop its clock, so that "one microsecond too early" can be said and meant."""
+
+import math
+import random
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from redis.crc import key_slot
+
+from deploy.servers import Servers
+from ratelimit import Limits, Tokens, TokensUnavailable, Use, connect
+from ratelimit.connection import know_server
+from workers.bootstrap import Adapters
+
+TEN_PER_MINUTE = Limits.parse("10/minute")
+ONE_PER_MINUTE = Limits.parse("1/minute")
+LEASE_S = 13.0
+A_MOMENT_S = 0.000_001
+USES, GATE = "paceline:{default}:uses", "paceline:{default}:gate"
+
+_START_S = 1_800_000_000
+
+
+class Clock(redis.Redis):
+    """The real server, whose scripts read the time from a list: it stands still until a test moves it."""
+
+    def register_script(self, script: Any) -> Any:
+        return super().register_script(script.replace("redis.call('TIME')", "redis.call('LRANGE', 'clock', 0, 1)"))
+
+    def at(self, seconds: float) -> None:
+        """Set it to so many seconds after the start of the test."""
+        now_us = round((_START_S + seconds) * 1_000_000)
+        self.delete("clock")
+        self.rpush("clock", now_us // 1_000_000, now_us % 1_000_000)
+
+    def lose_everything(self) -> None:
+        now = self.lrange("clock", 0, 1)
+        self.flushall()
+        self.rpush("clock", *now)
+
+
+@pytest.fixture
+def clock(adapters: Adapters) -> Clock:
+    clock = Clock(connection_pool=adapters.redis.connection_pool)
+    clock.at(0)
+    return clock
+
+
+@pytest.fixture
+def tokens(clock: Clock) -> Tokens:
+    return Tokens(clock)
+
+
+def borrow(tokens: Tokens, limits: Limits, want: int = 1) -> tuple[str, ...]:
+    return tokens.borrow("default", limits, want=want, lease_s=LEASE_S).tokens
+
+
+def use_at(tokens: Tokens, clock: Clock, limits: Limits, *times_s: float) -> None:
+    """Use one at each of these times, each answered at once."""
+    for time_s in times_s:
+        clock.at(time_s)
+        (token,) = borrow(tokens, limits)
+        tokens.give_back("default", limits, [token])
+
+
+def rebuild(tokens: Tokens, limits: Limits, uses: Sequence[Use] = (), cooldown_s: float = 0.0) -> int:
+    nonces = tokens.begin_rebuild(["default"])
+    return tokens.finish_rebuild([(key, nonce, limits, cooldown_s, uses) for key, nonce in nonces.items()])
+
+
+# --- borrow and return
+
+
+def test_ten_go_at_once_and_no_eleventh(tokens: Tokens) -> None:
+    assert len(borrow(tokens, TEN_PER_MINUTE, want=10)) == 10
+    assert borrow(tokens, TEN_PER_MINUTE) == ()
+
+
+def test_the_eleventh_waits_for_the_first_tokens_return(tokens: Tokens, clock: Clock) -> None:
+    out = borrow(tokens, TEN_PER_MINUTE, want=10)
+    clock.at(1)
+    tokens.give_back("default", TEN_PER_MINUTE, out[:1])
+    clock.at(4)
+    assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).wait_s == 57  # returned at 1, usable at 61
+    clock.at(61 - A_MOMENT_S)
+    denied = tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S)
+    assert (denied.tokens, denied.wait_s) == ((), A_MOMENT_S)
+    clock.at(61)
+    assert len(borrow(tokens, TEN_PER_MINUTE, want=10)) == 1
+
+
+def test_the_example_in_the_lua(tokens: Tokens, clock: Clock) -> None:
+    """2 per 10 s, uses ended at 1 and 4: at 10.9 both count; at 11.0 one token is free."""
+    limits = Limits.parse("2/10s")
+    use_at(tokens, clock, limits, 1, 4)
+    clock.at(10.9)
+    assert borrow(tokens, limits, want=2) == ()
+    clock.at(11)
+    assert len(borrow(tokens, limits, want=2)) == 1
+
+
+def test_a_use_counts_from_its_return_and_not_from_its_start(tokens: Tokens, clock: Clock) -> None:
+    (token,) = borrow(tokens, ONE_PER_MINUTE)
+    clock.at(10)
+    tokens.give_back("default", ONE_PER_MINUTE, [token])
+    clock.at(60)
+    assert borrow(tokens, ONE_PER_MINUTE) == ()
+    clock.at(70)
+    assert borrow(tokens, ONE_PER_MINUTE)
+
+
+def test_a_refunded_token_is_usable_at_once(tokens: Tokens) -> None:
+    out = borrow(tokens, TEN_PER_MINUTE, want=10)
+    tokens.refund("default", TEN_PER_MINUTE, out[:3])
+    assert len(borrow(tokens, TEN_PER_MINUTE, want=10)) == 3
+
+
+def test_a_token_never_returned_holds_its_place_until_loan_end_and_a_period(tokens: Tokens, clock: Clock) -> None:
+    borrow(tokens, ONE_PER_MINUTE)
+    clock.at(LEASE_S + 60 - A_MOMENT_S)
+    assert borrow(tokens, ONE_PER_MINUTE) == ()
+    clock.at(LEASE_S + 60)
+    assert borrow(tokens, ONE_PER_MINUTE)
+
+
+def test_while_a_loan_is_out_the_wait_is_the_latest_it_can_be(tokens: Tokens, clock: Clock) -> None:
+    borrow(tokens, ONE_PER_MINUTE)
+    clock.at(3)
+    assert tokens.borrow("default", ONE_PER_MINUTE, lease_s=LEASE_S).wait_s == LEASE_S + 60 - 3
+
+
+def test_a_token_returned_after_its_loan_has_ended_counts_from_its_return(tokens: Tokens, clock: Clock) -> None:
+    (token,) = borrow(tokens, ONE_PER_MINUTE)
+    clock.at(LEASE_S + 20)
+    tokens.give_back("default", ONE_PER_MINUTE, [token])
+    clock.at(LEASE_S + 80 - A_MOMENT_S)
+    assert borrow(tokens, ONE_PER_MINUTE) == ()
+    clock.at(LEASE_S + 80)
+    assert borrow(tokens, ONE_PER_MINUTE)
+
+
+def test_a_short_loan_does_not_shorten_a_long_one(tokens: Tokens, clock: Clock) -> None:
+    """Redis drops the uses when all of them are over, and not when the latest loan is."""
+    limits = Limits.parse("2/s")
+    tokens.borrow("default", limits, lease_s=1000)
+    tokens.borrow("default", limits, lease_s=1)
+    assert clock.pttl(USES) > 500_000
+
+
+def test_returning_what_was_never_borrowed_takes_no_token(tokens: Tokens) -> None:
+    tokens.give_back("default", TEN_PER_MINUTE, ["made-up.1"])
+    tokens.refund("default", TEN_PER_MINUTE, ["made-up.2"])
+    assert len(borrow(tokens, TEN_PER_MINUTE, want=11)) == 10
+
+
+def test_returned_and_borrowed_in_one_step(tokens: Tokens, clock: Clock) -> None:
+    out = borrow(tokens, TEN_PER_MINUTE, want=10)
+    clock.at(5)
+    grant = tokens.exchange("default", TEN_PER_MINUTE, want=5, lease_s=LEASE_S, returned=out[:4], refunded=out[4:6])
+    assert len(grant.tokens) == 2
+    assert grant.wait_s == 60
+    clock.at(65)
+    assert len(borrow(tokens, TEN_PER_MINUTE, want=10)) == 4
+
+
+def test_giving_back_asks_for_nothing(tokens: Tokens, clock: Clock) -> None:
+    (token,) = borrow(tokens, TEN_PER_MINUTE)
+    tokens.give_back("default", TEN_PER_MINUTE, [token])
+    assert clock.zcard(USES) == 1
+
+
+def test_tokens_have_names_of_their_own(tokens: Tokens) -> None:
+    out = borrow(tokens, TEN_PER_MINUTE, want=5) + borrow(tokens, TEN_PER_MINUTE, want=5)
+    assert len(set(out)) == 10
+
+
+def test_accounts_do_not_share_tokens(tokens: Tokens) -> None:
+    tokens.open_new("other")
+    borrow(tokens, TEN_PER_MINUTE, want=10)
+    assert len(tokens.borrow("other", TEN_PER_MINUTE, want=10, lease_s=LEASE_S).tokens) == 10
+
+
+def test_thousands_at_once(tokens: Tokens) -> None:
+    limits = Limits.parse("20000/s")
+    assert len(borrow(tokens, limits, want=30_000)) == 20_000
+
+
+# --- how many, for how long
+
+
+def test_whoever_wants_more_than_is_free_gets_what_is_free(tokens: Tokens) -> None:
+    assert len(borrow(tokens, TEN_PER_MINUTE, want=7)) == 7
+    assert len(borrow(tokens, TEN_PER_MINUTE, want=7)) == 3
+    assert len(borrow(tokens, TEN_PER_MINUTE, want=7)) == 0
+
+
+def test_left_says_how_many_more_are_free(tokens: Tokens, clock: Clock) -> None:
+    def left(want: int) -> tuple[int, float]:
+        grant = tokens.borrow("default", TEN_PER_MINUTE, want=want, lease_s=LEASE_S)
+        return grant.left, grant.wait_s
+
+    assert left(3) == (7, 0)
+    assert left(6) == (1, 0)
+    assert left(1) == (0, LEASE_S + 60)
+    clock.at(1)
+    assert left(1) == (0, LEASE_S + 60 - 1)
+
+
+def test_free_s_says_for_how_long_the_token_had_been_free(tokens: Tokens, clock: Clock) -> None:
+    limits = Limits.parse("1/10s")
+    use_at(tokens, clock, limits, 0)
+    clock.at(9)
+    assert borrow(tokens, limits) == ()
+    clock.at(12.5)
+    assert tokens.borrow("default", limits, lease_s=LEASE_S).free_s == 2.5
+
+
+def test_free_s_is_of_the_last_one_granted(tokens: Tokens, clock: Clock) -> None:
+    limits = Limits.parse("3/10s")
+    use_at(tokens, clock, limits, 0, 1, 2)
+    clock.at(13)
+    assert tokens.borrow("default", limits, want=2, lease_s=LEASE_S).free_s == 2  # free since 10 and 11
+    assert tokens.borrow("default", limits, want=1, lease_s=LEASE_S).free_s == 1  # free since 12
+
+
+def test_free_s_is_zero_at_the_very_moment(tokens: Tokens, clock: Clock) -> None:
+    use_at(tokens, clock, ONE_PER_MINUTE, 0)
+    clock.at(60)
+    assert tokens.borrow("default", ONE_PER_MINUTE, lease_s=LEASE_S).free_s == 0
+
+
+def test_free_s_goes_by_the_limit_that_freed_last(tokens: Tokens, clock: Clock) -> None:
+    limits = Limits.parse("1/5s,2/10s")
+    use_at(tokens, clock, limits, 0, 6)
+    clock.at(12)
+    assert tokens.borrow("default", limits, lease_s=LEASE_S).free_s == 1  # free since 11 and 10
+
+
+def test_free_s_goes_by_the_end_of_a_cooldown(tokens: Tokens, clock: Clock) -> None:
+    tokens.cool_down("default", 20)
+    clock.at(23)
+    assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).free_s == 3
+
+
+def test_free_s_is_infinite_for_a_token_never_used_or_unused_for_long(tokens: Tokens, clock: Clock) -> None:
+    assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=0).free_s == math.inf
+    clock.at(3600)
+    assert tokens.borrow("default", TEN_PER_MINUTE, want=10, lease_s=LEASE_S).free_s == math.inf
+
+
+# --- several limits at once
+
+
+def test_every_limit_holds(tokens: Tokens, clock: Clock) -> None:
+    limits = Limits.parse("1/second,3/10s")
+    granted = []
+    for tenth in range(0, 250):
+        clock.at(tenth / 10)
+        if out := borrow(tokens, limits, want=5):
+            granted += [tenth / 10] * len(out)
+            tokens.give_back("default", limits, out)
+    assert granted == [0, 1, 2, 10, 11, 12, 20, 21, 22]
+
+
+def test_the_smallest_rest_of_all_limits_is_what_is_granted(tokens: Tokens, clock: Clock) -> None:
+    limits = Limits.parse("3/second,5/10s")
+    assert len(borrow(tokens, limits, want=9)) == 3
+    clock.at(30)
+    out = borrow(tokens, limits, want=9)
+    tokens.give_back("default", limits, out)
+    clock.at(31)
+    assert len(borrow(tokens, limits, want=9)) == 2
+
+
+def test_who_is_denied_by_one_limit_spends_none_of_another(tokens: Tokens, clock: Clock) -> None:
+    """Ten denials by the ten-second limit leave the one-second limit as it was."""
+    limits = Limits.parse("1/second,2/10s")
+    use_at(tokens, clock, limits, 0, 1)
+    for tenth in range(20, 100):
+        clock.at(tenth / 10)
+        assert borrow(tokens, limits) == ()
+    clock.at(10)
+    assert len(borrow(tokens, limits)) == 1
+
+
+def test_the_wait_is_for_the_last_of_all_limits(tokens: Tokens, clock: Clock) -> None:
+    limits = Limits.parse("1/second,2/10s")
+    use_at(tokens, clock, limits, 0)
+    assert tokens.borrow("default", limits, lease_s=0).wait_s == 1
+    use_at(tokens, clock, limits, 1)
+    assert tokens.borrow("default", limits, lease_s=0).wait_s == 9
+
+
+def test_a_lowered_limit_holds_at_once(tokens: Tokens, clock: Clock) -> None:
+    use_at(tokens, clock, TEN_PER_MINUTE, 0, 1, 2, 3)
+    lowered = Limits.parse("2/minute")
+    grant = tokens.borrow("default", lowered, want=5, lease_s=LEASE_S)
+    assert (grant.tokens, grant.left, grant.wait_s) == ((), 0, 59)  # when the use at 2 is a minute old
+    clock.at(62)
+    assert len(borrow(tokens, lowered, want=5)) == 1
+
+
+# --- cooldown
+
+
+def test_a_cooldown_closes_the_account_until_its_end(tokens: Tokens, clock: Clock) -> None:
+    assert tokens.cool_down("default", 30) == 30
+    grant = tokens.borrow("default", TEN_PER_MINUTE, want=10, lease_s=LEASE_S)
+    assert (grant.tokens, grant.left, grant.wait_s) == ((), 0, 30)
+    clock.at(30 - A_MOMENT_S)
+    assert borrow(tokens, TEN_PER_MINUTE) == ()
+    clock.at(30)
+    assert len(borrow(tokens, TEN_PER_MINUTE, want=10)) == 10
+
+
+def test_a_cooldown_is_only_ever_extended(tokens: Tokens, clock: Clock) -> None:
+    tokens.cool_down("default", 30)
+    clock.at(10)
+    assert tokens.cool_down("default", 5) == 20
+    assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).wait_s == 20
+    assert tokens.cool_down("default", 40) == 40
+    assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).wait_s == 40
+
+
+def test_a_cooldown_survives_whatever_else_is_done(tokens: Tokens, clock: Clock) -> None:
+    (token,) = borrow(tokens, TEN_PER_MINUTE)
+    tokens.cool_down("default", 30)
+    clock.at(1)
+    tokens.give_back("default", TEN_PER_MINUTE, [token])
+    tokens.refund("default", TEN_PER_MINUTE, [token])
+    tokens.open_new("default")
+    assert rebuild(tokens, TEN_PER_MINUTE) == 0
+    assert tokens.view("default", TEN_PER_MINUTE).cooldown_s == 29
+    assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).wait_s == 29
+
+
+def test_the_wait_is_for_cooldown_and_token_both(tokens: Tokens, clock: Clock) -> None:
+    use_at(tokens, clock, ONE_PER_MINUTE, 0)
+    tokens.cool_down("default", 30)
+    assert tokens.borrow("default", ONE_PER_MINUTE, lease_s=LEASE_S).wait_s == 60
+    tokens.cool_down("default", 90)
+    assert tokens.borrow("default", ONE_PER_MINUTE, lease_s=LEASE_S).wait_s == 90
+
+
+# --- looking
+
+
+def test_a_view_shows_uses_loans_and_cooldown(tokens: Tokens, clock: Clock) -> None:
+    use_at(tokens, clock, TEN_PER_MINUTE, 0)
+    clock.at(10)
+    borrow(tokens, TEN_PER_MINUTE)
+    tokens.cool_down("default", 5)
+    view = tokens.view("default", TEN_PER_MINUTE)
+    assert view.uses == (-10, LEASE_S)
+    assert (view.cooldown_s, view.known, view.available(TEN_PER_MINUTE)) == (5, True, 8)
+
+
+def test_looking_changes_nothing_and_sees_what_borrowing_would_get(tokens: Tokens, clock: Clock) -> None:
+    limits = Limits.parse("2/second,3/10s")
+    use_at(tokens, clock, limits, 0, 1, 1.5)
+    for time_s, free in ((9.9, 0), (10, 1), (10.9, 1), (11, 2), (11.5, 2), (30, 2)):
+        clock.at(time_s)
+        assert tokens.view("default", limits).available(limits) == free
+    clock.at(11)
+    assert len(borrow(tokens, limits, want=5)) == 2
+
+
+def test_many_are_seen_at_once_in_the_order_asked_for(tokens: Tokens, clock: Clock) -> None:
+    tokens.open_new("other")
+    borrow(tokens, TEN_PER_MINUTE)
+    views = tokens.views([("other", TEN_PER_MINUTE), ("default", TEN_PER_MINUTE), ("unheard-of", ONE_PER_MINUTE)])
+    assert [(view.known, len(view.uses)) for view in views] == [(True, 0), (True, 1), (False, 0)]
+    assert tokens.views([]) == []
+
+
+# --- callers
+
+
+def test_a_caller_spends_on_the_spot(tokens: Tokens, clock: Clock) -> None:
+    limits = Limits.parse("3/minute")
+    grants = [tokens.spend("caller.alice", limits) for _ in range(4)]
+    assert [len(grant.tokens) for grant in grants] == [1, 1, 1, 0]
+    assert [grant.left for grant in grants] == [2, 1, 0, 0]
+    assert [grant.wait_s for grant in grants] == [0, 0, 60, 60]
+    clock.at(60 - A_MOMENT_S)
+    assert not tokens.spend("caller.alice", limits).tokens
+    clock.at(60)
+    assert tokens.spend("caller.alice", limits).tokens
+
+
+def test_a_callers_past_is_forgotten_with_the_data(tokens: Tokens, clock: Clock) -> None:
+    assert tokens.spend("caller.alice", ONE_PER_MINUTE).tokens
+    clock.lose_everything()
+    grant = tokens.spend("caller.alice", ONE_PER_MINUTE)
+    assert (len(grant.tokens), grant.lost) == (1, False)
+
+
+def test_a_caller_who_stays_away_leaves_nothing_behind(tokens: Tokens, clock: Clock) -> None:
+    tokens.spend("caller.alice", ONE_PER_MINUTE)
+    left = [clock.pttl(key) for key in clock.keys("*caller.alice*")]
+    assert len(left) == 2
+    assert all(60_000 <= ms <= 120_000 for ms in left)
+
+
+# --- lost data
+
+
+def test_after_a_loss_nothing_is_handed_out(tokens: Tokens, clock: Clock) -> None:
+    borrow(tokens, TEN_PER_MINUTE)
+    clock.lose_everything()
+    grant = tokens.borrow("default", TEN_PER_MINUTE, want=10, lease_s=LEASE_S)
+    assert (grant.tokens, grant.left, grant.lost) == ((), 0, True)
+    assert tokens.lost()
+    assert not tokens.view("default", TEN_PER_MINUTE).known
+
+
+def test_a_cooldown_after_a_loss_does_not_open_the_gate(tokens: Tokens, clock: Clock) -> None:
+    clock.lose_everything()
+    tokens.cool_down("default", 1)
+    clock.at(2)
+    assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).lost
+
+
+def test_a_token_returned_after_a_loss_is_left_to_the_books(tokens: Tokens, clock: Clock) -> None:
+    (token,) = borrow(tokens, TEN_PER_MINUTE)
+    clock.lose_everything()
+    tokens.give_back("default", TEN_PER_MINUTE, [token])
+    assert clock.exists(USES) == 0
+
+
+def test_what_was_reported_lost_is_known_again_when_declared_so(tokens: Tokens) -> None:
+    assert not tokens.lost()
+    tokens.report_loss()
+    assert tokens.lost()
+    tokens.declare_known()
+    assert not tokens.lost()
+
+
+def test_a_rebuild_gives_out_nothing_before_it_is_finished(tokens: Tokens, clock: Clock) -> None:
+    clock.lose_everything()
+    nonces = tokens.begin_rebuild(["default"])
+    assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).lost
+    tokens.open_new("default")
+    assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).lost
+    assert tokens.finish_rebuild([("default", nonces["default"], TEN_PER_MINUTE, 0, [])]) == 1
+    assert len(borrow(tokens, TEN_PER_MINUTE, want=10)) == 10
+
+
+def test_a_rebuild_brings_the_uses_back(tokens: Tokens, clock: Clock) -> None:
+    clock.lose_everything()
+    assert rebuild(tokens, TEN_PER_MINUTE, [Use("a", -50.0), Use("b", -10.0), Use("old", -60.0)]) == 1
+    grant = tokens.borrow("default", TEN_PER_MINUTE, want=10, lease_s=LEASE_S)
+    assert (len(grant.tokens), grant.wait_s) == (8, 10)
+    clock.at(10)
+    assert len(borrow(tokens, TEN_PER_MINUTE, want=10)) == 1
+
+
+def test_a_rebuild_brings_an_open_loan_back_which_can_be_returned(tokens: Tokens, clock: Clock) -> None:
+    (token,) = borrow(tokens, ONE_PER_MINUTE)
+    clock.at(3)
+    clock.lose_everything()
+    rebuild(tokens, ONE_PER_MINUTE, [Use(token, LEASE_S - 3)])
+    assert tokens.borrow("default", ONE_PER_MINUTE, lease_s=LEASE_S).wait_s == LEASE_S - 3 + 60
+    clock.at(5)
+    tokens.give_back("default", ONE_PER_MINUTE, [token])
+    assert tokens.borrow("default", ONE_PER_MINUTE, lease_s=LEASE_S).wait_s == 60
+
+
+def test_rebuilt_uses_last_as_long_as_they_count(tokens: Tokens, clock: Clock) -> None:
+    clock.lose_everything()
+    rebuild(tokens, TEN_PER_MINUTE, [Use("a", -50.0), Use("open", 1000.0)])
+    assert 1_000_000 < clock.pttl(USES) <= 1_061_000
+
+
+def test_a_rebuild_brings_the_cooldown_back(tokens: Tokens, clock: Clock) -> None:
+    clock.lose_everything()
+    rebuild(tokens, TEN_PER_MINUTE, cooldown_s=20)
+    assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).wait_s == 20
+
+
+def test_a_cooldown_that_began_during_the_rebuild_is_kept(tokens: Tokens, clock: Clock) -> None:
+    clock.lose_everything()
+    nonces = tokens.begin_rebuild(["default"])
+    tokens.cool_down("default", 30)
+    tokens.finish_rebuild([("default", nonces["default"], TEN_PER_MINUTE, 20, [])])
+    assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).wait_s == 30
+
+
+def test_after_a_second_loss_the_first_rebuilders_picture_is_refused(tokens: Tokens, clock: Clock) -> None:
+    clock.lose_everything()
+    outdated = tokens.begin_rebuild(["default"])["default"]
+    clock.lose_everything()
+    assert tokens.finish_rebuild([("default", outdated, TEN_PER_MINUTE, 0, [])]) == 0
+    assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).lost
+    current = tokens.begin_rebuild(["default"])["default"]
+    assert tokens.finish_rebuild([("default", outdated, TEN_PER_MINUTE, 0, [])]) == 0
+    assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).lost
+    assert tokens.finish_rebuild([("default", current, TEN_PER_MINUTE, 0, [Use("a", -1.0)])]) == 1
+    assert len(borrow(tokens, TEN_PER_MINUTE, want=10)) == 9
+
+
+def test_of_two_rebuilders_one_opens_the_gate_and_the_other_does_no_harm(tokens: Tokens, clock: Clock) -> None:
+    clock.lose_everything()
+    first, second = tokens.begin_rebuild(["default"]), tokens.begin_rebuild(["default"])
+    assert first == second
+    assert tokens.finish_rebuild([("default", second["default"], ONE_PER_MINUTE, 0, [])]) == 1
+    assert borrow(tokens, ONE_PER_MINUTE)
+    assert tokens.finish_rebuild([("default", first["default"], ONE_PER_MINUTE, 99, [Use("a", -1.0)])]) == 0
+    clock.at(LEASE_S + 60)
+    assert borrow(tokens, ONE_PER_MINUTE)
+
+
+def test_only_what_is_lost_is_rebuilt(tokens: Tokens) -> None:
+    assert tokens.begin_rebuild(["default"]) == {}
+    assert list(tokens.begin_rebuild(["default", "lost-1", "lost-2"])) == ["lost-1", "lost-2"]
+    assert tokens.begin_rebuild([]) == {}
+    assert tokens.finish_rebuild([]) == 0
+    assert len(borrow(tokens, TEN_PER_MINUTE, want=10)) == 10
+
+
+def test_many_are_rebuilt_in_one_step(tokens: Tokens, clock: Clock) -> None:
+    clock.lose_everything()
+    nonces = tokens.begin_rebuild(["default", "other"])
+    uses = {"default": [Use("a", -1.0)], "other": [Use("b", -1.0), Use("c", -2.0)]}
+    assert tokens.finish_rebuild([(key, nonce, TEN_PER_MINUTE, 0, uses[key]) for key, nonce in nonces.items()]) == 2
+    left = [view.available(TEN_PER_MINUTE) for view in tokens.views([(key, TEN_PER_MINUTE) for key in nonces])]
+    assert left == [9, 8]
+
+
+# --- scripts, servers, connections
+
+
+def test_scripts_flushed_in_the_middle_are_loaded_again(tokens: Tokens, clock: Clock) -> None:
+    def flushed() -> Tokens:
+        clock.script_flush()
+        return tokens
+
+    (token,) = borrow(flushed(), TEN_PER_MINUTE)
+    flushed().give_back("default", TEN_PER_MINUTE, [token])
+    assert flushed().cool_down("default", 5) == 5
+    assert flushed().view("default", TEN_PER_MINUTE).uses == (0,)
+    assert len(flushed().views([("default", TEN_PER_MINUTE)] * 3)) == 3
+    assert flushed().spend("caller.alice", TEN_PER_MINUTE).tokens
+    nonce = flushed().begin_rebuild(["lost"])["lost"]
+    assert flushed().finish_rebuild([("lost", nonce, TEN_PER_MINUTE, 0, [Use("a", -1.0)])]) == 1
+
+
+def new_connection(servers: Servers) -> None:
+    with connect(servers.redis_url) as client:
+        client.ping()
+
+
+def test_a_new_connection_to_the_same_server_forgets_nothing(tokens: Tokens, clock: Clock, servers: Servers) -> None:
+    know_server(clock)
+    tokens.open_new("default")
+    tokens.declare_known()
+    new_connection(servers)
+    assert not tokens.lost()
+    assert borrow(tokens, TEN_PER_MINUTE)
+
+
+def test_another_server_than_before_is_not_trusted(tokens: Tokens, clock: Clock, servers: Servers) -> None:
+    """As after a failover, or a restart from a snapshot: the data is there, but perhaps not the latest."""
+    tokens.open_new("other")
+    (token,) = borrow(tokens, ONE_PER_MINUTE)
+    tokens.cool_down("default", 5)
+    clock.set("paceline:server", "the run id of a server that is gone")
+    new_connection(servers)
+    assert tokens.lost()
+    assert tokens.borrow("default", ONE_PER_MINUTE, lease_s=LEASE_S).lost
+    assert tokens.borrow("other", ONE_PER_MINUTE, lease_s=LEASE_S).lost
+    assert rebuild(tokens, ONE_PER_MINUTE, [Use(token, LEASE_S)]) == 1
+    assert tokens.view("default", ONE_PER_MINUTE).cooldown_s == 5
+    assert tokens.borrow("default", ONE_PER_MINUTE, lease_s=LEASE_S).wait_s == LEASE_S + 60
+
+
+def test_another_server_ends_a_rebuild_that_was_under_way(tokens: Tokens, clock: Clock, servers: Servers) -> None:
+    clock.lose_everything()
+    nonce = tokens.begin_rebuild(["default"])["default"]
+    clock.set("paceline:server", "the run id of a server that is gone")
+    new_connection(servers)
+    assert tokens.finish_rebuild([("default", nonce, TEN_PER_MINUTE, 0, [])]) == 0
+
+
+def test_where_the_books_know_of_a_later_end_than_an_old_copy_the_later_one_holds(
+    tokens: Tokens, clock: Clock, servers: Servers
+) -> None:
+    (token,) = borrow(tokens, ONE_PER_MINUTE)  # the copy has the loan, which ended at 13, but not its return at 19
+    clock.set("paceline:server", "the run id of a server that is gone")
+    new_connection(servers)
+    clock.at(20)
+    rebuild(tokens, ONE_PER_MINUTE, [Use(token, -1.0)])
+    clock.at(79 - A_MOMENT_S)
+    assert borrow(tokens, ONE_PER_MINUTE) == ()
+    clock.at(79)
+    assert borrow(tokens, ONE_PER_MINUTE)
+
+
+def test_what_was_rebuilt_on_an_emptied_server_is_not_forgotten_at_the_next_connection(
+    tokens: Tokens, clock: Clock, servers: Servers
+) -> None:
+    clock.lose_everything()
+    nonce = tokens.begin_rebuild(["default"])["default"]
+    new_connection(servers)
+    assert tokens.finish_rebuild([("default", nonce, TEN_PER_MINUTE, 0, [])]) == 1
+    tokens.declare_known()
+    new_connection(servers)
+    assert not tokens.lost()
+    assert borrow(tokens, TEN_PER_MINUTE)
+
+
+def test_no_answer_is_tokens_unavailable(tmp_path: Path) -> None:
+    tokens = Tokens(connect(f"unix://{tmp_path}/nobody-listens.sock"))
+    calls = [
+        lambda: tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S),
+        lambda: tokens.spend("caller.alice", TEN_PER_MINUTE),
+        lambda: tokens.cool_down("default", 1),
+        lambda: tokens.view("default", TEN_PER_MINUTE),
+        lambda: tokens.open_new("default"),
+        lambda: tokens.lost(),
+        lambda: tokens.begin_rebuild(["default"]),
+        lambda: tokens.finish_rebuild([("default", "?", TEN_PER_MINUTE, 0, [])]),
+    ]
+    for call in calls:
+        with pytest.raises(TokensUnavailable, match="Redis did not answer"):
+            call()
+
+
+def test_both_keys_of_an_account_live_on_one_node_of_a_cluster(tokens: Tokens, clock: Clock) -> None:
+    borrow(tokens, TEN_PER_MINUTE)
+    keys = clock.keys("*default*")
+    assert sorted(keys) == sorted([USES, GATE])
+    assert len({key_slot(key.encode()) for key in keys}) == 1
+
+
+def test_an_account_at_ten_per_minute_takes_less_than_one_kib(tokens: Tokens, clock: Clock) -> None:
+    for second in range(0, 600, 5):
+        clock.at(second)
+        out = borrow(tokens, TEN_PER_MINUTE, want=10)
+        clock.at(second + 0.2)
+        tokens.give_back("default", TEN_PER_MINUTE, out)
+    tokens.cool_down("default", 60)
+    assert sum(clock.memory_usage(key) for key in (USES, GATE)) < 1024
+
+
+# --- the server's own clock, and many at once
+
+
+def test_by_the_servers_own_clock_the_wait_is_exact(adapters: Adapters) -> None:
+    """No more of the clock that stands still. All margins are as large as the period is long."""
+    tokens, limits = adapters.tokens, TEN_PER_MINUTE
+    out = tokens.borrow("default", limits, want=10, lease_s=LEASE_S).tokens
+    tokens.give_back("default", limits, out)
+    before_s = _server_time_s(adapters)
+    wait_s = tokens.borrow("default", limits, lease_s=LEASE_S).wait_s
+    after_s = _server_time_s(adapters)
+    returned_s = adapters.redis.zrange(USES, 0, 0, withscores=True)[0][1] / 1_000_000
+    assert returned_s + 60 - after_s <= wait_s + 0.001
+    assert wait_s - 0.001 <= returned_s + 60 - before_s
+
+
+def test_time_passes_for_tokens_and_cooldowns(adapters: Adapters) -> None:
+    tokens, limits = adapters.tokens, Limits.parse("1/300ms")
+    (token,) = tokens.borrow("default", limits, lease_s=LEASE_S).tokens
+    tokens.give_back("default", limits, [token])
+    for wait_s in (tokens.borrow("default", limits, lease_s=0).wait_s, tokens.cool_down("default", 0.3)):
+        assert 0 < wait_s <= 0.3
+        time.sleep(wait_s)
+        assert tokens.borrow("default", limits, lease_s=0).tokens
+
+
+def test_of_eight_at_once_only_ten_get_a_token(adapters: Adapters) -> None:
+    know_server(adapters.redis)
+    adapters.tokens.open_new("default")
+    together = threading.Barrier(8)
+
+    def grab(_: int) -> int:
+        together.wait()
+        grants = [adapters.tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S) for _ in range(5)]
+        return sum(len(grant.tokens) for grant in grants)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sum(threads.map(grab, range(8))) == 10
+
+
+def test_eight_threads_never_use_more_than_five_in_any_300_ms(adapters: Adapters) -> None:
+    """Each use is noted at a random moment between borrow and return, as an upstream would."""
+    know_server(adapters.redis)
+    adapters.tokens.open_new("default")
+    limits, seen, lock = Limits.parse("5/300ms"), [], threading.Lock()
+
+    def work(number: int) -> None:
+        chance = random.Random(number)
+        while len(seen) < 40:
+            grant = adapters.tokens.borrow("default", limits, want=chance.randint(1, 3), lease_s=LEASE_S)
+            time.sleep(chance.uniform(0, 0.01))
+            with lock:
+                seen.extend([time.monotonic()] * len(grant.tokens))
+            time.sleep(chance.uniform(0, 0.01))
+            if chance.random() < 0.2:
+                adapters.tokens.refund("default", limits, [])
+            adapters.tokens.give_back("default", limits, grant.tokens)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(8)))
+    seen.sort()
+    closest_s = min(later - earlier for earlier, later in zip(seen, seen[5:], strict=False))
+    assert closest_s >= 0.3 - 0.001  # the two clocks may drift that much
+
+
+def _server_time_s(adapters: Adapters) -> float:
+    seconds, microseconds = adapters.redis.time()
+    return seconds + microseconds / 1_000_000
