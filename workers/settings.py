@@ -5,6 +5,7 @@ and what would be right; a variable that was never ours is left alone.
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,6 +14,8 @@ from urllib.parse import urlsplit
 
 from ratelimit import BadLimits, Limits
 from workers.domain.retry import RetryPolicy
+
+BROKERS = ("redis", "rediss", "redis+socket", "sentinel", "amqp", "amqps", "pyamqp")
 
 
 class BadSetting(ValueError):
@@ -96,9 +99,12 @@ def _key_text(raw: str) -> str:
 
 def _file(raw: str) -> Path:
     path = Path(raw)
-    if not path.is_file():
-        raise ValueError("must name a file that exists")
-    return path
+    try:
+        if path.is_file():
+            return path
+    except OSError:  # longer than any path: its words would repeat the value
+        pass
+    raise ValueError("must name a file that exists")
 
 
 def _choice(*choices: str) -> Callable[[str], str]:
@@ -123,7 +129,7 @@ class Settings:
     """PostgreSQL 15 or newer, the truth."""
     redis_url: str = _from("REDIS_URL", _url("redis", "rediss", "unix", example="redis://host:6379/0"))
     """Redis 7 or Valkey 8 or newer: tokens and wake-ups. Without eviction (`maxmemory-policy noeviction`)."""
-    celery_broker_url: str = _from("CELERY_BROKER_URL", _text, "")
+    celery_broker_url: str = _from("CELERY_BROKER_URL", _url(*BROKERS, example="amqp://user:password@host:5672//"), "")
     """Celery's broker; REDIS_URL if empty. RabbitMQ works too."""
 
     jwt_secret_key: str | None = _from("JWT_SECRET_KEY", _secret)
@@ -201,5 +207,11 @@ def _read(about: Mapping[str, Any], environ: Mapping[str, str]) -> Any:
     try:
         return about["parse"](raw) if raw else raw
     except (BadLimits, ValueError, OSError) as error:
-        shown = "(not shown)" if "SECRET" in variable or "KEY" in variable or "TOKEN" in variable else raw
-        raise BadSetting(variable, shown, str(error)) from error
+        raise BadSetting(variable, _shown(variable, raw), str(error)) from error
+
+
+def _shown(variable: str, raw: str) -> str:
+    """The value as it may be shown: no secret, and no password inside a URL."""
+    if any(word in variable for word in ("SECRET", "KEY", "TOKEN")):
+        return "(not shown)"
+    return re.sub(r"//.*@", "//(not shown)@", raw, flags=re.DOTALL)

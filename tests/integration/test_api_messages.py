@@ -16,7 +16,7 @@ from workers.store import accounts
 
 LIST = "/api/onlyfans/messaging/messages"
 WHOLE = {
-    "id", "accountId", "recipientId", "content", "mediaIds", "priority", "status", "batchId", "metadata", "queuedAt",
+    "messageId", "accountId", "recipientId", "content", "mediaIds", "priority", "status", "batchId", "metadata", "queuedAt",
     "sendAt", "expiresAt", "sentAt", "endedAt", "attemptCount", "upstreamId",
     "attempts", "deferrals", "failures", "position", "estimatedSendTime", "blockedBy",
 }  # fmt: skip
@@ -53,7 +53,7 @@ def delete(client: FlaskClient, bearer: Callable[..., dict[str, str]]) -> Callab
 
 def ids(answer: TestResponse) -> list[str]:
     assert answer.status_code == 200, answer.json
-    return [message["id"] for message in answer.json["messages"]]
+    return [message["messageId"] for message in answer.json["messages"]]
 
 
 # --- the list -------------------------------------------------------------------------------------------------------

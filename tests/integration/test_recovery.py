@@ -231,7 +231,7 @@ def test_postgres_connections_cut_in_the_pool_are_replaced(adapters: Adapters, s
     submit("fan-1")
     with psycopg.connect(adapters.settings.database_url, autocommit=True) as admin:
         admin.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'paceline tests'"
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'paceline tests'"
         )
     submit("fan-2")
     assert len(queries.messages(adapters.db, queries.MessageFilter(), None, 10)) == 2

@@ -188,17 +188,18 @@ def elect_heads(c: Connection, lines: Iterable[Line]) -> int:
 
 # --- out ------------------------------------------------------------------------------------------------------------
 
-# Walks the priorities from 10 down, each from its oldest due message, and stops at the first `want`: ten index probes
-# at worst. One scan over all priorities would wade through whatever is waiting for its retry at the higher ones.
+# Walks the priorities from 10 down, fresh ones before redriven ones (steps 21, 20: priority 10; 19, 18: priority 9; …),
+# each from its oldest due message, and stops at the first `want`: twenty index probes at worst. One scan over all priorities would wade through whatever is waiting for its retry at the higher ones.
 # statement_timestamp(), because in a drain's transaction now() is older than what the statement before has just queued.
 _CLAIM_NEXT = """
 WITH next AS (
     SELECT m.id, row_number() OVER () AS n
     FROM accounts a
-    CROSS JOIN generate_series(10, 1, -1) AS p (priority)
+    CROSS JOIN generate_series(21, 2, -1) AS step
     CROSS JOIN LATERAL (
         SELECT id FROM messages
-        WHERE account_id = a.id AND priority = p.priority AND state = 'queued' AND due_at <= statement_timestamp()
+        WHERE account_id = a.id AND priority = step / 2 AND redriven = (mod(step, 2) = 0) AND state = 'queued'
+          AND due_at <= statement_timestamp()
           AND (expires_at IS NULL OR expires_at > statement_timestamp())
         ORDER BY due_at, seq LIMIT %(want)s FOR UPDATE SKIP LOCKED
     ) m
@@ -594,9 +595,10 @@ def lookups_due(db: Database) -> bool:
 _NEXT_DUE = """
 SELECT extract(epoch FROM
     greatest(least(
-        (SELECT min(first.due_at) FROM generate_series(10, 1, -1) AS p (priority)
+        (SELECT min(first.due_at) FROM generate_series(21, 2, -1) AS step
          CROSS JOIN LATERAL (SELECT due_at FROM messages
-                             WHERE account_id = a.id AND priority = p.priority AND state = 'queued'
+                             WHERE account_id = a.id AND priority = step / 2 AND redriven = (mod(step, 2) = 0)
+                               AND state = 'queued'
                              ORDER BY due_at LIMIT 1) first),
         (SELECT min(due_at) FROM messages WHERE account_id = a.id AND state = 'scheduled')
     ), CASE WHEN a.paused_at IS NOT NULL THEN a.paused_until END) - clock_timestamp())::float8 AS due_s

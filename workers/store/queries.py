@@ -112,7 +112,7 @@ SELECT (
      WHERE account_id = m.account_id AND state IN ('held', 'queued') AND priority > m.priority)
   + (SELECT count(*) FROM messages o
      WHERE o.account_id = m.account_id AND o.priority = m.priority AND o.state IN ('held', 'queued')
-       AND (o.due_at, o.seq) < (m.due_at, m.seq))
+       AND (o.redriven, o.due_at, o.seq) < (m.redriven, m.due_at, m.seq))
 )::int AS ahead
 FROM messages m WHERE m.id = %(message_id)s
 """
@@ -126,9 +126,10 @@ def ahead_of(db: Database, message_id: str) -> int:
 
 _OLDEST = """
 SELECT a.id, extract(epoch FROM now() - min(first.due_at))::float8 AS age_s
-FROM accounts a CROSS JOIN generate_series(10, 1, -1) AS p (priority)
+FROM accounts a CROSS JOIN generate_series(21, 2, -1) AS step
 CROSS JOIN LATERAL (SELECT due_at FROM messages
-                    WHERE account_id = a.id AND priority = p.priority AND state = 'queued' AND due_at <= now()
+                    WHERE account_id = a.id AND priority = step / 2 AND redriven = (mod(step, 2) = 0)
+                      AND state = 'queued' AND due_at <= now()
                     ORDER BY due_at LIMIT 1) first
 GROUP BY a.id
 """

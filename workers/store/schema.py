@@ -75,9 +75,9 @@ class Message(Base):
             f"({_one_of('state', ('sent', 'failed', 'cancelled', 'expired'))}) = (ended_at IS NOT NULL)",
             name="over_has_end",
         ),
-        # The claim walks this index: one account, one priority, oldest due first.
+        # The claim walks this index: one account, one priority, fresh ones before redriven ones, oldest due first.
         Index(
-            "ix_messages_claim", "account_id", text("priority DESC"), "due_at", "seq",
+            "ix_messages_claim", "account_id", text("priority DESC"), "redriven", "due_at", "seq",
             postgresql_where=text("state = 'queued'"),
         ),
         # One head per line: to one recipient one message of a priority at a time, whoever writes.
@@ -123,6 +123,8 @@ class Message(Base):
     """Attempts so far; the number of the latest."""
     tries: Mapped[int] = mapped_column(Integer, server_default="0")
     """Attempts since it was queued, or queued again by an admin: what MAX_ATTEMPTS limits."""
+    redriven: Mapped[bool] = mapped_column(Boolean, server_default="false")
+    """Queued again with many others after a failure: goes behind fresh ones of its priority."""
     lookups: Mapped[int] = mapped_column(Integer, server_default="0")
     """Look-ups of the present unknown outcome so far."""
     upstream_id: Mapped[str | None]

@@ -39,6 +39,7 @@ CREATE TABLE messages (
     estimated_at TIMESTAMPTZ,
     attempts INTEGER DEFAULT 0 NOT NULL,
     tries INTEGER DEFAULT 0 NOT NULL,
+    redriven BOOLEAN DEFAULT false NOT NULL,
     lookups INTEGER DEFAULT 0 NOT NULL,
     upstream_id TEXT,
     sent_at TIMESTAMPTZ,
@@ -54,7 +55,7 @@ CREATE TABLE messages (
 ) WITH (fillfactor = 70);
 CREATE INDEX ix_messages_account ON messages (account_id, id DESC);
 CREATE INDEX ix_messages_batch ON messages (batch_id) WHERE batch_id IS NOT NULL;
-CREATE INDEX ix_messages_claim ON messages (account_id, priority DESC, due_at, seq) WHERE state =
+CREATE INDEX ix_messages_claim ON messages (account_id, priority DESC, redriven, due_at, seq) WHERE state =
     'queued';
 CREATE INDEX ix_messages_expires ON messages (expires_at) WHERE expires_at IS NOT NULL AND state IN
     ('scheduled', 'held', 'queued');

@@ -1,0 +1,192 @@
+"""Tokens on a real Valkey against a model of them in plain Python, through whatever Hypothesis thinks of.
+
+The server's scripts read a clock that stands still until the machine moves it, so both must agree to the microsecond.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from ratelimit import Grant, Limit, Limits, Tokens, Use
+from workers.bootstrap import Adapters
+
+KEY = "default"
+SECOND = 1_000_000
+NEVER = -1
+
+counts = st.integers(0, 5)
+milliseconds = st.integers(0, 90_000).map(lambda ms: ms * 1000)
+
+
+class Clock(redis.Redis):
+    """The real server, whose scripts read the time from a list."""
+
+    def register_script(self, script: Any) -> Any:
+        return super().register_script(script.replace("redis.call('TIME')", "redis.call('LRANGE', 'clock', 0, 1)"))
+
+    def set_to(self, now_us: int) -> None:
+        self.delete("clock")
+        self.rpush("clock", now_us // SECOND, now_us % SECOND)
+
+
+@dataclass
+class Model:
+    """What is on the books: every use with its start and its end, which for an open loan is the loan's. Microseconds."""
+
+    limits: Limits
+    now: int = 1_800_000_000 * SECOND
+    ends: dict[str, int] = field(default_factory=dict)
+    starts: dict[str, int] = field(default_factory=dict)
+    out: list[str] = field(default_factory=list)
+    cooldown: int = 0
+
+    def free(self, limit: Limit) -> int:
+        return limit.count - sum(end > self.now - limit.period_us for end in self.ends.values())
+
+    def free_now(self) -> int:
+        return 0 if self.cooldown > self.now else max(0, min(self.free(limit) for limit in self.limits))
+
+    def next_free(self) -> int:
+        """The first moment from now on at which every limit has room: room comes only when a use turns a period old."""
+        then = {
+            self.now,
+            self.cooldown,
+            *(end + limit.period_us for end in self.ends.values() for limit in self.limits),
+        }
+        return min(
+            at for at in then if at >= self.now and Model(self.limits, at, self.ends, cooldown=self.cooldown).free_now()
+        )
+
+    def borrow(self, tokens: tuple[str, ...], lease: int) -> None:
+        for token in tokens:
+            self.starts[token], self.ends[token] = self.now, self.now + lease
+            self.out.append(token)
+
+    def give_back(self, tokens: list[str]) -> None:
+        for token in tokens:
+            self.ends[token] = self.now
+            self.out.remove(token)
+
+    def refund(self, tokens: list[str]) -> None:
+        for token in tokens:
+            del self.ends[token], self.starts[token]
+            self.out.remove(token)
+
+
+class TokensMachine(RuleBasedStateMachine):
+    def __init__(self, adapters: Adapters) -> None:
+        super().__init__()
+        self.clock = Clock(connection_pool=adapters.redis.connection_pool)
+        self.tokens = Tokens(self.clock)
+
+    @initialize(text=st.sampled_from(["3/minute", "1/10s", "2/10s,5/minute", "1/2s,3/20s,6/2m", "4/minute,40/hour"]))
+    def start(self, text: str) -> None:
+        self.model = Model(Limits.parse(text))
+        self.clock.flushall()
+        self.clock.set_to(self.model.now)
+        self.tokens.open_new(KEY)
+
+    @rule(want=st.integers(1, 6), lease=milliseconds, returned=counts, refunded=counts)
+    def exchange(self, want: int, lease: int, returned: int, refunded: int) -> None:
+        back = self.model.out[:returned]
+        unused = self.model.out[returned : returned + refunded]
+        self.model.give_back(back)
+        self.model.refund(unused)
+        self._borrow(want, lease, returned=back, refunded=unused)
+
+    @rule(want=st.integers(1, 6), lease=milliseconds)
+    def borrow(self, want: int, lease: int) -> None:
+        self._borrow(want, lease)
+
+    @rule(some=counts)
+    def give_back(self, some: int) -> None:
+        back = self.model.out[:some]
+        self.tokens.give_back(KEY, self.model.limits, back)
+        self.model.give_back(back)
+
+    @rule(some=counts)
+    def refund(self, some: int) -> None:
+        unused = self.model.out[-some:] if some else []
+        self.tokens.refund(KEY, self.model.limits, unused)
+        self.model.refund(list(unused))
+
+    @rule(pause=milliseconds)
+    def time_passes(self, pause: int) -> None:
+        self.model.now += pause
+        self.clock.set_to(self.model.now)
+
+    @rule(early=st.sampled_from([0, 1, 1000]))
+    def time_passes_until_the_next_token(self, early: int) -> None:
+        """To the very moment at which one more is free, or just before it."""
+        self.model.now = max(self.model.now, self.model.next_free() - early)
+        self.clock.set_to(self.model.now)
+        self._borrow(1, 0)
+
+    @rule(pause=milliseconds)
+    def cool_down(self, pause: int) -> None:
+        self.model.cooldown = max(self.model.cooldown, self.model.now + pause)
+        in_force_s = self.tokens.cool_down(KEY, pause / SECOND)
+        assert in_force_s == (self.model.cooldown - self.model.now) / SECOND
+
+    @rule()
+    def scripts_are_flushed(self) -> None:
+        self.clock.script_flush()
+
+    @rule()
+    def data_is_lost_and_rebuilt_from_the_books(self) -> None:
+        self.clock.flushall()
+        self.clock.set_to(self.model.now)
+        self._is_closed()
+        nonces = self.tokens.begin_rebuild([KEY])
+        self._is_closed()
+        uses = [Use(token, (end - self.model.now) / SECOND) for token, end in self.model.ends.items()]
+        cooldown_s = max(0, self.model.cooldown - self.model.now) / SECOND
+        assert self.tokens.finish_rebuild([(KEY, nonces[KEY], self.model.limits, cooldown_s, uses)]) == 1
+
+    @invariant()
+    def the_view_agrees(self) -> None:
+        view = self.tokens.view(KEY, self.model.limits)
+        assert view.known
+        assert view.cooldown_s == max(0, self.model.cooldown - self.model.now) / SECOND
+        assert view.available(self.model.limits) == max(0, min(self.model.free(x) for x in self.model.limits))
+
+    def teardown(self) -> None:
+        """Over the whole history: when a use begins, fewer than N others are going on or less than a period over."""
+        for token, start in self.model.starts.items():
+            for limit in self.model.limits:
+                others = [
+                    other
+                    for other, began in self.model.starts.items()
+                    if other != token and began <= start and self.model.ends[other] > start - limit.period_us
+                ]
+                at_once = [other for other in others if self.model.starts[other] == start]
+                assert len(others) < limit.count or (len(others) == limit.count - 1 and at_once)
+
+    def _borrow(self, want: int, lease: int, **back: list[str]) -> None:
+        free = self.model.free_now()
+        grant: Grant = self.tokens.exchange(KEY, self.model.limits, want=want, lease_s=lease / SECOND, **back)
+        assert not grant.lost
+        assert len(grant.tokens) == min(want, free)
+        assert grant.left == free - len(grant.tokens)
+        assert grant.free_s == math.inf or grant.free_s >= 0
+        self.model.borrow(grant.tokens, lease)
+        assert grant.wait_s == (self.model.next_free() - self.model.now) / SECOND
+
+    def _is_closed(self) -> None:
+        grant = self.tokens.borrow(KEY, self.model.limits, want=9, lease_s=1)
+        assert grant.lost
+        assert grant.tokens == ()
+
+
+def test_tokens_agree_with_a_model_of_them_to_the_microsecond(adapters: Adapters) -> None:
+    run_state_machine_as_test(
+        lambda: TokensMachine(adapters),
+        settings=settings(
+            max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
