@@ -13,11 +13,12 @@ from workers.bootstrap import Adapters
 from workers.clock import monotonic_s
 from workers.domain.errors import StoreUnavailable
 from workers.services.recovery import expire, rebuild_tokens
-from workers.store import messages
+from workers.store import accounts, messages
 from workers.telemetry import logger
 
 PERIOD_S = 1.0
 CHORES_S = 30.0
+DAY_S = 86_400.0
 
 log = logger(__name__)
 
@@ -48,6 +49,7 @@ class Reconciler:
             self._chores_s = monotonic_s()
             steps["lines_mended"] = lambda: messages.mend_headless_lines(a.db)
             steps["tallies_folded"] = lambda: messages.fold_tallies(a.db)
+            steps["pruned"] = self._prune
         return {name: self._try(name, step) for name, step in steps.items()}
 
     def run(self) -> None:
@@ -60,6 +62,16 @@ class Reconciler:
 
     def stop(self) -> None:
         self._stopping.set()
+
+    def _prune(self) -> int:
+        """Attempts are also the books of the tokens: none is pruned before the period of its limit is over."""
+        limits = {account.limits or self._a.settings.rate_limit for account in accounts.all_of(self._a.db)}
+        longest_s = max((limit.longest_period_s for limit in limits), default=0.0)
+        keep_s = max(self._a.settings.retention_days * DAY_S, longest_s + DAY_S)
+        pruned = 0
+        while not self._stopping.is_set() and (batch := messages.prune(self._a.db, keep_s)):
+            pruned += batch
+        return pruned
 
     def _have_verified(self) -> int:
         if not messages.lookups_due(self._a.db):

@@ -2,6 +2,7 @@
 
 import re
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +10,7 @@ import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from ulid import ULID
 
 from deploy.servers import Servers
 from workers.bootstrap import Adapters
@@ -169,8 +171,8 @@ def test_a_retried_dead_letter_keeps_its_history_and_gets_new_attempts(adapters:
     receipt = submit()
     (first,) = claim(adapters)
     adapters.db.transaction(lambda c: messages.bury(c, first, FAILED, DeadLetterReason.RETRIES_EXHAUSTED))
-    assert failures.retry(adapters.db, receipt.message_id, by="bob")
-    assert not failures.retry(adapters.db, receipt.message_id, by="bob")
+    assert failures.retry(adapters.db, [receipt.message_id], by="bob") == 1
+    assert failures.retry(adapters.db, [receipt.message_id], by="bob") == 0
     (second,) = claim(adapters)
     assert (second.attempt, second.tries) == (2, 1)
     assert [a["number"] for a in queries.attempts(adapters.db, receipt.message_id)] == [1, 2]
@@ -231,3 +233,19 @@ def test_electing_in_a_line_that_has_a_head_changes_nothing(adapters: Adapters, 
     submit("fan-1")
     submit("fan-1")
     assert adapters.db.transaction(lambda c: messages.elect_heads(c, [Line("default", "fan-1", 5)])) == 0
+
+
+def test_only_what_is_over_and_old_is_pruned(adapters: Adapters, submit: Submit) -> None:
+    two_hours_ago = time.time() - 7200
+    for n in range(4):
+        old = f"msg_{ULID.from_timestamp(two_hours_ago)}"
+        new = NewMessage(id=old, account_id="default", recipient_id=f"fan-{n}", content="old")
+        messages.accept(adapters.db, new)
+    sent, dead, _ = claim(adapters, 3)
+    adapters.db.transaction(lambda c: messages.mark_sent(c, [(sent, Outcome(OutcomeKind.ACCEPTED))]))
+    adapters.db.transaction(lambda c: messages.bury(c, dead, FAILED, DeadLetterReason.REJECTED))
+    assert messages.prune(adapters.db, older_than_s=3600) == 0  # it ended just now
+    adapters.db.all("UPDATE messages SET ended_at = ended_at - interval '2 hours' WHERE ended_at IS NOT NULL")
+    assert messages.prune(adapters.db, older_than_s=3600) == 1
+    assert sorted(states(adapters)) == ["failed", "queued", "sending"]
+    assert len(adapters.db.all("SELECT * FROM attempts")) == 2

@@ -28,7 +28,7 @@ class Failures:
         row = queries.message(self.db, message_id, scope)
         if row is None:
             raise NotFound(f"No message {message_id}")
-        if not failures.retry(self.db, message_id, by):
+        if not failures.retry(self.db, [message_id], by):
             status = State(row["state"]).status
             raise Conflict(f"Only failed messages can be retried; this one is {status}")
         log.info("message_retried", message_id=message_id, account_id=row["account_id"], by=by)

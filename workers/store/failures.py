@@ -1,5 +1,7 @@
 """Dead letters and what an admin does with them. Closed ones stay, as does every attempt: history is kept."""
 
+from collections.abc import Sequence
+
 from workers.domain.message import Line
 from workers.store.messages import elect_heads
 from workers.store.session import Connection, Database
@@ -7,27 +9,29 @@ from workers.store.session import Connection, Database
 _RETRY = """
 WITH closed AS (
     UPDATE dead_letters SET closed_at = clock_timestamp(), closed_as = 'retried', closed_by = %(by)s
-    WHERE message_id = %(message_id)s AND closed_at IS NULL
+    WHERE message_id = ANY(%(message_ids)s::text[]) AND closed_at IS NULL
     RETURNING message_id
 )
-UPDATE messages m SET state = 'held', due_at = clock_timestamp(), queued_at = clock_timestamp(), tries = 0,
-    ended_at = NULL, estimated_at = NULL,
-    expires_at = CASE WHEN m.expires_at > clock_timestamp() THEN m.expires_at END
+UPDATE messages m SET state = 'held', due_at = statement_timestamp(), queued_at = statement_timestamp(), tries = 0,
+    redriven = %(redriven)s, ended_at = NULL, estimated_at = NULL,
+    expires_at = CASE WHEN m.expires_at > statement_timestamp() THEN m.expires_at END
 FROM closed WHERE m.id = closed.message_id AND m.state = 'failed'
 RETURNING m.account_id, m.recipient_id, m.priority
 """
 
 
-def retry(db: Database, message_id: str, by: str) -> bool:
-    """Queue a dead letter again, at the end of its line, with a fresh budget of attempts. False if it is not failed.
+def retry(db: Database, message_ids: Sequence[str], by: str, *, redriven: bool = False) -> int:
+    """Queue dead letters again, at the end of their lines, with a fresh budget of attempts. Returns how many it were:
+    one that is not failed (any more) is left alone, so that doing it twice queues nothing twice.
 
-    An expiresAt that has passed is dropped: whoever retries by hand wants it sent.
+    redriven: behind fresh traffic of the same priority. An expiresAt that has passed is dropped: whoever retries by
+    hand wants it sent.
     """
 
-    def work(c: Connection) -> bool:
-        rows = c.all(_RETRY, {"message_id": message_id, "by": by})
+    def work(c: Connection) -> int:
+        rows = c.all(_RETRY, {"message_ids": list(message_ids), "by": by, "redriven": redriven})
         elect_heads(c, (Line(row["account_id"], row["recipient_id"], row["priority"]) for row in rows))
-        return bool(rows)
+        return len(rows)
 
     return db.transaction(work)
 

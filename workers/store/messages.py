@@ -10,10 +10,13 @@ Races closed here:
   is told (`StaleClaim`).
 """
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+
+from ulid import ULID
 
 from workers.domain.errors import StaleClaim
 from workers.domain.message import Claim, Line, NewMessage
@@ -565,6 +568,28 @@ def mend_headless_lines(db: Database) -> int:
         return elect_heads(c, map(_line, c.all(_HEADLESS)))
 
     return db.transaction(work)
+
+
+_PRUNE = """
+WITH old AS (
+    SELECT id FROM messages
+    WHERE id < %(before_id)s AND state IN ('sent', 'cancelled', 'expired')
+      AND ended_at < now() - %(older_than_s)s * interval '1 second'
+    ORDER BY id LIMIT %(most)s FOR UPDATE SKIP LOCKED
+)
+DELETE FROM messages m USING old WHERE m.id = old.id RETURNING m.id
+"""
+
+
+def prune(db: Database, older_than_s: float, most: int = 500) -> int:
+    """Forget finished messages, with their attempts, that ended longer ago than this. Never one that waits or is dead.
+
+    Ids begin with the time of acceptance, so the primary key leads to the oldest. Returns how many it were, at most
+    `most`: a small batch at a time keeps the tables healthy.
+    """
+    oldest_kept = ULID.from_timestamp(time.time() - older_than_s)
+    params = {"before_id": f"msg_{oldest_kept}", "older_than_s": older_than_s, "most": most}
+    return len(db.all(_PRUNE, params))
 
 
 _FOLD_TALLIES = """
