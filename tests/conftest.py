@@ -131,7 +131,7 @@ def make_account(adapters: Adapters) -> Callable[..., str]:
     def make(account_id: str = "", *, limits: str | None = None, api_key: str | None = None) -> str:
         account_id = account_id or f"account-{secrets.token_hex(4)}"
         parsed = None if limits is None else Limits.parse(limits)
-        accounts.create(adapters.db, account_id, limits=parsed, api_key=api_key)
+        accounts.put(adapters.db, account_id, limits=parsed, api_key=api_key)
         adapters.tokens.open_new(account_id)
         return account_id
 

@@ -9,6 +9,7 @@ import redis
 from ratelimit import Tokens, connect
 from workers.channels.base import Channel
 from workers.channels.onlyfans import OnlyFans
+from workers.services.accounts import Accounts
 from workers.services.dispatch import Dispatcher
 from workers.services.failures import Failures
 from workers.services.queries import Reader
@@ -41,7 +42,10 @@ class Adapters:
         return Reader(self.db, self.tokens, self.wakeups, self.settings.rate_limit)
 
     def failures(self) -> Failures:
-        return Failures(self.db, self.wakeups)
+        return Failures(self.db, self.tokens, self.wakeups, self.settings.rate_limit)
+
+    def accounts(self) -> Accounts:
+        return Accounts(self.db, self.tokens, self.wakeups)
 
     def rescuer(self) -> Rescuer:
         return Rescuer(self.db, self.wakeups, self.channels, self.settings.retry_policy)

@@ -1,39 +1,107 @@
-"""What an admin does with dead letters."""
+"""What an admin does with dead letters: send one again, send many again, close one by hand."""
 
+from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
-from ratelimit import TokensUnavailable
+from ratelimit import Limits, Tokens, TokensUnavailable, forecast
 from workers.domain.errors import Conflict, NotFound
-from workers.domain.state import State
-from workers.store import failures, queries
-from workers.store.queries import Scope
-from workers.store.session import Database
-from workers.telemetry import logger
+from workers.domain.state import WAITING, State
+from workers.services.submit import look
+from workers.store import accounts, failures, queries
+from workers.store.queries import FailureFilter, Scope
+from workers.store.session import Database, Row
+from workers.telemetry import logger, messages_processed
 from workers.wakeups import Wakeups
+
+BATCH = 500
+"""Dead letters queued again in one transaction."""
 
 log = logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class Redrive:
+    """matched: dead letters that fit the filter. queued: how many were queued again; 0 for a dry run.
+    done_at: when the last of them will have gone; None if nobody can say."""
+
+    matched: int
+    queued: int
+    done_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Failures:
     db: Database
+    tokens: Tokens
     wakeups: Wakeups
+    default_limits: Limits
 
     def retry(self, message_id: str, *, scope: Scope, by: str) -> datetime:
         """Queue a failed message again, with its history kept. Returns when it was queued.
 
         Raises NotFound (also outside the scope) and Conflict (not failed).
         """
+        row = self._message(message_id, scope)
+        if not failures.retry(self.db, [message_id], by):
+            raise Conflict(f"Only failed messages can be retried; this one is {self._status(row)}")
+        log.info("message_retried", message_id=message_id, account_id=row["account_id"], by=by)
+        self._wake(row["account_id"])
+        return datetime.now(UTC)
+
+    def redrive(
+        self, wanted: FailureFilter, *, scope: Scope, by: str, include_unknown: bool = False, dry_run: bool = False
+    ) -> Redrive:
+        """Queue every failed message that matches again, behind fresh traffic of the same priority. Unknown outcomes
+        only on request: sending one again may deliver it twice."""
+        matched = queries.failed_ids(self.db, wanted, scope, include_unknown=include_unknown)
+        by_account = Counter(account_id for _, account_id in matched)
+        done_at = self._done_at(by_account)
+        queued = 0
+        if not dry_run:
+            ids = [message_id for message_id, _ in matched]
+            for start in range(0, len(ids), BATCH):
+                queued += failures.retry(self.db, ids[start : start + BATCH], by, redriven=True)
+            log.info("messages_redriven", matched=len(matched), queued=queued, by=by)
+            for account_id in by_account:
+                self._wake(account_id)
+        return Redrive(len(matched), queued, done_at)
+
+    def resolve_as_sent(self, message_id: str, *, scope: Scope, by: str) -> None:
+        """Close an `outcome_unknown` failure: somebody has seen that it did arrive. Raises NotFound and Conflict."""
+        row = self._message(message_id, scope)
+        if not failures.resolve_as_sent(self.db, message_id, by):
+            words = "Only failures of reason outcome_unknown can be resolved by hand"
+            raise Conflict(f"{words}; this message is {self._status(row)}")
+        messages_processed.labels("sent").inc()
+        log.info("message_resolved", message_id=message_id, account_id=row["account_id"], by=by)
+
+    def _done_at(self, matched: Counter[str]) -> datetime | None:
+        """When the last of so many more messages goes, account by account; they go behind what waits already."""
+        now, done_s = datetime.now(UTC), 0.0
+        counts = queries.counts(self.db, list(matched))
+        for account in accounts.all_of(self.db, list(matched)):
+            limits = account.limits or self.default_limits
+            view, latency_s = look(self.tokens, self.wakeups, account, limits)
+            if view is None or account.paused_s == float("inf"):
+                return None
+            depth = sum(counts.get(account.id, {}).get(state, 0) for state in WAITING)
+            held_s = max(account.paused_s, account.cooldown_s, view.cooldown_s)
+            place = depth + matched[account.id]
+            done_s = max(done_s, forecast(limits, view.uses, place, latency_s=latency_s, not_before_s=held_s))
+        return now + timedelta(seconds=done_s)
+
+    def _message(self, message_id: str, scope: Scope) -> Row:
         row = queries.message(self.db, message_id, scope)
         if row is None:
             raise NotFound(f"No message {message_id}")
-        if not failures.retry(self.db, [message_id], by):
-            status = State(row["state"]).status
-            raise Conflict(f"Only failed messages can be retried; this one is {status}")
-        log.info("message_retried", message_id=message_id, account_id=row["account_id"], by=by)
+        return row
+
+    def _status(self, row: Row) -> str:
+        return State(row["state"]).status
+
+    def _wake(self, account_id: str) -> None:
         try:
-            self.wakeups.wake(row["account_id"])
+            self.wakeups.wake(account_id)
         except TokensUnavailable as error:  # the reconciler wakes it
-            log.warning("wake_lost", account_id=row["account_id"], error=str(error))
-        return datetime.now(UTC)
+            log.warning("wake_lost", account_id=account_id, error=str(error))

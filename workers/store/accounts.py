@@ -16,7 +16,9 @@ class Account:
     channel: str
     limits: Limits | None
     api_key: str | None
+    display_name: str | None = None
     paused_s: float = 0.0
+    paused_until: datetime | None = None
     pause_reason: str | None = None
     cooldown_s: float = 0.0
 
@@ -25,7 +27,7 @@ class Account:
 
 
 _COLUMNS = """
-    a.id, a.channel, a.limits, a.api_key, a.pause_reason,
+    a.id, a.channel, a.display_name, a.limits, a.api_key, a.pause_reason, a.paused_until,
     CASE WHEN a.paused_at IS NULL THEN 0
          WHEN a.paused_until IS NULL THEN 'infinity'::float8
          ELSE greatest(0, extract(epoch FROM a.paused_until - now())::float8) END AS paused_s,
@@ -71,23 +73,36 @@ def standing(db: Database, account_id: str, priority: int) -> Standing | None:
     return Standing(_account(row), row["depth"], row["ahead"]) if row else None
 
 
-_CREATE = """
-INSERT INTO accounts (id, channel, limits, api_key) VALUES (%(id)s, %(channel)s, %(limits)s, %(api_key)s)
-ON CONFLICT DO NOTHING RETURNING id
+_PUT = """
+INSERT INTO accounts AS a (id, channel, limits, display_name, api_key)
+VALUES (%(id)s, %(channel)s, %(limits)s, %(display_name)s, %(api_key)s)
+ON CONFLICT (id) DO UPDATE SET channel = EXCLUDED.channel, limits = EXCLUDED.limits,
+    display_name = EXCLUDED.display_name, api_key = coalesce(EXCLUDED.api_key, a.api_key)
+RETURNING (xmax = 0) AS created
 """
 
 
-def create(
+def put(
     db: Database,
     account_id: str,
     *,
     channel: str = "onlyfans",
     limits: Limits | None = None,
+    display_name: str | None = None,
     api_key: str | None = None,
 ) -> bool:
-    """Add an account. False if it was there already."""
-    text = None if limits is None else str(limits)
-    return bool(db.all(_CREATE, {"id": account_id, "channel": channel, "limits": text, "api_key": api_key}))
+    """Create an account, or give it these properties; a key of None leaves the one it has. True if it was created."""
+    row = db.one(
+        _PUT,
+        {
+            "id": account_id,
+            "channel": channel,
+            "limits": None if limits is None else str(limits),
+            "display_name": display_name,
+            "api_key": api_key,
+        },
+    )
+    return bool(row and row["created"])
 
 
 _PAUSE = """
@@ -127,7 +142,9 @@ def _account(row: Row) -> Account:
         channel=row["channel"],
         limits=Limits.parse(row["limits"]) if row["limits"] else None,
         api_key=row["api_key"],
+        display_name=row["display_name"],
         paused_s=row["paused_s"],
+        paused_until=row["paused_until"] if row["paused_s"] else None,
         pause_reason=row["pause_reason"] if row["paused_s"] else None,
         cooldown_s=row["cooldown_s"],
     )

@@ -192,7 +192,8 @@ def elect_heads(c: Connection, lines: Iterable[Line]) -> int:
 # --- out ------------------------------------------------------------------------------------------------------------
 
 # Walks the priorities from 10 down, fresh ones before redriven ones (steps 21, 20: priority 10; 19, 18: priority 9; …),
-# each from its oldest due message, and stops at the first `want`: twenty index probes at worst. One scan over all priorities would wade through whatever is waiting for its retry at the higher ones.
+# each from its oldest due message, and stops at the first `want`: twenty index probes at worst. One scan over all
+# priorities would wade through whatever is waiting for its retry at the higher ones.
 # statement_timestamp(), because in a drain's transaction now() is older than what the statement before has just queued.
 _CLAIM_NEXT = """
 WITH next AS (

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Select, and_, func, select
 
+from workers.domain.retry import DeadLetterReason
 from workers.domain.state import State
 from workers.store.schema import Attempt, DeadLetter, Message
 from workers.store.session import Database, Row
@@ -84,6 +85,20 @@ def failures(db: Database, wanted: FailureFilter, scope: Scope, limit: int, offs
         .offset(offset)
     )
     return db.select(page), total
+
+
+def failed_ids(db: Database, wanted: FailureFilter, scope: Scope, *, include_unknown: bool) -> list[tuple[str, str]]:
+    """(message id, account id) of every open dead letter that matches, oldest failure first."""
+    conditions = _failure_conditions(wanted, scope)
+    if not include_unknown:
+        conditions.append(DeadLetter.reason != str(DeadLetterReason.OUTCOME_UNKNOWN))
+    query = (
+        select(DeadLetter.message_id, DeadLetter.account_id)
+        .join(Message, Message.id == DeadLetter.message_id)
+        .where(and_(*conditions))
+        .order_by(DeadLetter.id)
+    )
+    return [(row["message_id"], row["account_id"]) for row in db.select(query)]
 
 
 def dead_letters(db: Database, message_id: str) -> list[Row]:
