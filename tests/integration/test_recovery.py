@@ -131,9 +131,7 @@ def test_a_rebuild_brings_back_open_loans_and_cooldowns_but_not_refunds(
     assert adapters.tokens.view("default", adapters.settings.rate_limit).uses == ()
 
 
-def test_a_claim_made_while_the_books_are_read_is_void(
-    adapters: Adapters, submit: Submit, upstream: Sandbox
-) -> None:
+def test_a_claim_made_while_the_books_are_read_is_void(adapters: Adapters, submit: Submit, upstream: Sandbox) -> None:
     """A token borrowed before the loss and put on the books after they were read: it must not be used."""
     submit()
     dispatcher = adapters.dispatcher(worker=1)
@@ -225,6 +223,22 @@ def test_without_idempotency_and_history_a_person_must_decide(
     (dead,) = queries.dead_letters(adapters.db, receipt.message_id)
     assert dead["reason"] == "outcome_unknown"
     assert upstream.summary()["accepted"] == 1
+
+
+def test_what_may_have_arrived_is_neither_cancelled_nor_expired_unseen(
+    adapters: Adapters, submit: Submit, dispatcher: Dispatcher, upstream: Sandbox
+) -> None:
+    receipt = submit("cut-1", expires_at=datetime.now(UTC) + timedelta(hours=1))
+    claim_one(adapters, worker=4711)
+    rescue_after(adapters, DEAD_FOR_S)  # queued again, its first attempt unknown
+    assert not messages.cancel(adapters.db, receipt.message_id)
+    adapters.db.all("UPDATE messages SET expires_at = now()")
+    assert expire(adapters.db) == 0
+    assert state(adapters, receipt) == "verifying"
+    look_up(adapters)  # nothing of it is upstream
+    assert state(adapters, receipt) == "queued"
+    assert expire(adapters.db) == 1
+    assert state(adapters, receipt) == "expired"
 
 
 def test_postgres_connections_cut_in_the_pool_are_replaced(adapters: Adapters, submit: Submit) -> None:

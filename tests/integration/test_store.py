@@ -119,17 +119,17 @@ def test_newcomers_and_leavers_of_one_line_never_leave_it_headless(adapters: Ada
     leavers = [threading.Thread(target=finish) for _ in range(2)]
     for leaver in leavers:
         leaver.start()
-    for n in range(150):
-        new = NewMessage(id=f"msg_{n:026d}", account_id="default", recipient_id="fan-1", content=str(n))
-        messages.accept(adapters.db, new)
-    deadline = threading.Event()
-    for _ in range(200):
-        if set(states(adapters)) == {"sent"}:
-            break
-        deadline.wait(0.02)
-    done.set()
-    for leaver in leavers:
-        leaver.join()
+    try:
+        for n in range(150):
+            new = NewMessage(id=f"msg_{n:026d}", account_id="default", recipient_id="fan-1", content=str(n))
+            messages.accept(adapters.db, new)
+        deadline = time.monotonic() + 20
+        while set(states(adapters)) != {"sent"} and time.monotonic() < deadline:
+            time.sleep(0.02)
+    finally:
+        done.set()
+        for leaver in leavers:
+            leaver.join()
     assert set(states(adapters)) == {"sent"}
     order = adapters.db.all("SELECT content FROM messages ORDER BY sent_at")
     assert [row["content"] for row in order] == [str(n) for n in range(150)]

@@ -104,6 +104,7 @@ TRANSITIONS = (
     Transition("schedule_retry", (State.SENDING,), State.QUEUED),
     Transition("defer", (State.SENDING,), State.QUEUED),
     Transition("await_verification", (State.SENDING,), State.VERIFYING),
+    Transition("verify_expired", (State.QUEUED,), State.VERIFYING),
     Transition("bury", (State.SENDING, State.VERIFYING), State.FAILED),
     Transition("confirm_sent", (State.VERIFYING,), State.SENT),
     Transition("confirm_absent", (State.VERIFYING,), State.QUEUED),

@@ -1,7 +1,7 @@
 """Cancel a message that still waits."""
 
 from workers.domain.errors import Conflict, NotFound
-from workers.domain.state import State
+from workers.domain.state import State, Status
 from workers.store import messages, queries
 from workers.store.queries import Scope
 from workers.store.session import Database
@@ -16,7 +16,9 @@ def cancel(db: Database, message_id: str, *, scope: Scope, by: str) -> None:
     if row is None:
         raise NotFound(f"No message {message_id}")
     if not messages.cancel(db, message_id):
-        now = queries.message(db, message_id, scope) or row
-        raise Conflict(f"Only waiting messages can be cancelled; this one is {State(now['state']).status}")
+        status = State((queries.message(db, message_id, scope) or row)["state"]).status
+        if status is Status.QUEUED:
+            raise Conflict("It may have been sent already: its last attempt got no answer, and is being cleared up")
+        raise Conflict(f"Only waiting messages can be cancelled; this one is {status}")
     messages_processed.labels("cancelled").inc()
     log.info("message_cancelled", message_id=message_id, account_id=row["account_id"], by=by)

@@ -430,6 +430,10 @@ def claim_lookups(db: Database, want: int, lease_s: float) -> list[Lookup]:
 
 
 _CONFIRM_SENT = """
+WITH known AS (
+    UPDATE attempts SET outcome = 'accepted', error = concat_ws('; ', error, 'looked up: it arrived')
+    WHERE message_id = %(message_id)s AND number = %(attempt)s AND counted AND outcome = 'unknown'
+)
 UPDATE messages SET state = 'sent', sent_at = clock_timestamp(), ended_at = clock_timestamp(),
     upstream_id = %(upstream_id)s
 WHERE id = %(message_id)s AND state = 'verifying' AND attempts = %(attempt)s
@@ -446,6 +450,10 @@ def confirm_sent(c: Connection, claim: Claim, upstream_id: str | None) -> None:
 
 
 _CONFIRM_ABSENT = """
+WITH known AS (
+    UPDATE attempts SET outcome = 'failed', error = concat_ws('; ', error, 'looked up: it did not arrive')
+    WHERE message_id = %(message_id)s AND number = %(attempt)s AND counted AND outcome = 'unknown'
+)
 UPDATE messages SET state = 'queued', due_at = clock_timestamp()
 WHERE id = %(message_id)s AND state = 'verifying' AND attempts = %(attempt)s
 RETURNING id
@@ -512,10 +520,31 @@ def find_orphans(db: Database, *, grace_s: float, lock_class: int, want: int = 1
     return [Orphan(_claim(row), row["worker"], row["time_left_s"]) for row in rows]
 
 
-_EXPIRE = """
+# A message that waits to be sent again after an unknown outcome may have arrived already: to call it expired or
+# cancelled could be a lie.
+_DOUBTFUL = """
+(m.tries > 0 AND (SELECT a.outcome FROM attempts a WHERE a.message_id = m.id AND a.counted
+                  ORDER BY a.id DESC LIMIT 1) = 'unknown')
+"""
+
+_VERIFY_EXPIRED = f"""
+UPDATE messages m SET state = 'verifying', lookups = 0, due_at = clock_timestamp()
+WHERE m.expires_at IS NOT NULL AND m.state IN ('scheduled', 'held', 'queued') AND m.expires_at <= now()
+  AND m.state = 'queued' AND {_DOUBTFUL}
+RETURNING m.id
+"""
+
+
+def verify_expired(c: Connection) -> int:
+    """A message past its expiresAt whose last attempt may have arrived is looked up before it is called expired."""
+    return len(c.all(_VERIFY_EXPIRED))
+
+
+_EXPIRE = f"""
 WITH past AS (
-    SELECT id FROM messages
+    SELECT id FROM messages m
     WHERE expires_at IS NOT NULL AND state IN ('scheduled', 'held', 'queued') AND expires_at <= now()
+      AND NOT coalesce({_DOUBTFUL}, false)
     ORDER BY expires_at LIMIT %(want)s FOR UPDATE SKIP LOCKED
 )
 UPDATE messages m SET state = 'expired', ended_at = clock_timestamp()
@@ -528,6 +557,7 @@ def expire(db: Database, want: int = 1000) -> list[str]:
     """Close waiting messages whose expiresAt is past. Returns their ids."""
 
     def work(c: Connection) -> list[str]:
+        verify_expired(c)
         rows = c.all(_EXPIRE, {"want": want})
         elect_heads(c, map(_line, rows))
         return [row["id"] for row in rows]
@@ -535,15 +565,15 @@ def expire(db: Database, want: int = 1000) -> list[str]:
     return db.transaction(work)
 
 
-_CANCEL = """
-UPDATE messages SET state = 'cancelled', ended_at = clock_timestamp()
-WHERE id = %(message_id)s AND state IN ('scheduled', 'held', 'queued')
-RETURNING account_id, recipient_id, priority
+_CANCEL = f"""
+UPDATE messages m SET state = 'cancelled', ended_at = clock_timestamp()
+WHERE m.id = %(message_id)s AND m.state IN ('scheduled', 'held', 'queued') AND NOT coalesce({_DOUBTFUL}, false)
+RETURNING m.account_id, m.recipient_id, m.priority
 """
 
 
 def cancel(db: Database, message_id: str) -> bool:
-    """Close a message that still waits. False if it does not."""
+    """Close a message that still waits. False if it does not, or if it may have arrived already."""
 
     def work(c: Connection) -> bool:
         rows = c.all(_CANCEL, {"message_id": message_id})

@@ -4,6 +4,7 @@ One pool, one style: every statement commits by itself unless it stands in `tran
 to psycopg, prepared; the pool is SQLAlchemy's, which lists and filters also use.
 """
 
+import random
 import select
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +35,8 @@ _OPTIONS = " ".join(
         "tcp_keepalives_count=3",
     )
 )
-_ATTEMPTS = 5
+_ATTEMPTS = 20
+"""A newcomer loses only while the heads of its line change faster than it can look; after a few pauses it does not."""
 
 
 class Connection:
@@ -102,7 +104,7 @@ class Database:
                     raise
                 if attempt == _ATTEMPTS - 1:
                     raise StoreUnavailable(f"Lost a race {_ATTEMPTS} times running: {error}") from error
-                time.sleep(0.002 * 2**attempt)
+                time.sleep(random.uniform(0, min(0.05, 0.002 * 2**attempt)))  # noqa: S311
         raise AssertionError("unreachable")
 
     def select(self, statement: sqlalchemy.Executable) -> list[Row]:

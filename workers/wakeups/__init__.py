@@ -80,7 +80,8 @@ class Wakeups:
         return Due(tuple(accounts), next_s, int(late_us) / MICROSECONDS)
 
     def await_nudge(self, timeout_s: float) -> bool:
-        """Sleep until a wake-up comes in that is earlier than all others, at most `timeout_s` seconds."""
+        """Sleep until a wake-up comes in that is earlier than all others, at most `timeout_s` seconds: fewer than
+        the client waits for an answer."""
         return self._do(lambda: self._redis.blpop([_NUDGE], timeout=max(timeout_s, 0.001))) is not None
 
     def begin_drain(self, account_id: str, drain_id: str, most: int) -> bool:
