@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help up demo test lint format lock clean
+.PHONY: help up demo faults test lint format lock clean
 
 help:            ## what there is to do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -14,6 +14,10 @@ up: $(VENV)/.local           ## the whole pipeline on this machine; ^C stops it
 
 demo: $(VENV)/.local         ## the pipeline, a sandbox upstream and a mixed queue, with live progress
 	@$(BIN)/paceline demo
+
+faults: $(VENV)/.local       ## the whole fault suite: 10,000 messages under fire, about 12 minutes
+	@$(BIN)/paceline faults --messages 10000 --accounts 50 --minutes 10 --seed 1 \
+	    --kills 100 --hangs 20 --redis-losses 10 --postgres-restarts 5
 
 test: $(VENV)/.dev           ## the whole test suite
 	@$(BIN)/python -m pytest
@@ -44,10 +48,12 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.local: $(VENV)/bin/python requirements/local.txt pyproject.toml
+	@echo "installing what it runs on into $(VENV), once" >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/local.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.local requirements/dev.txt
+	@echo "installing what it is tested with" >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@touch $@

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -23,6 +24,8 @@ from workers.domain.errors import NotFound
 from workers.settings import BadSetting, Settings
 
 DEFAULT_ACCOUNT = "default"
+_CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
+_PUBLIC_KEY_ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", *_CURVES.values(), "EdDSA"]
 
 
 class Role(StrEnum):
@@ -71,11 +74,11 @@ def install(app: Flask, settings: Settings) -> None:
     )
     manager = JWTManager(app)
     if settings.jwt_jwks_file:
-        keys = {key.key_id: key for key in jwt.PyJWKSet.from_dict(json.loads(settings.jwt_jwks_file.read_text())).keys}
+        keys = _key_set(settings.jwt_jwks_file)
 
         @manager.decode_key_loader
         def by_key_id(header: dict[str, Any], _claims: dict[str, Any]) -> Any:
-            key = keys.get(header.get("kid")) if header.get("kid") else next(iter(keys.values()))
+            key = keys.get(header.get("kid")) if "kid" in header or len(keys) > 1 else next(iter(keys.values()))
             if key is None or key.algorithm_name != header.get("alg"):
                 raise jwt.InvalidKeyError("no such key")
             return key.key
@@ -85,14 +88,12 @@ def identify() -> Caller:
     """The caller of this request. Raises 401 for no token, a bad one, or one without our claims."""
     try:
         verify_jwt_in_request()
-    except (JWTExtendedException, PyJWTError, ArithmeticError, RecursionError):
-        # The last two: an infinite `exp`, and a header of brackets deeper than the JSON parser goes.
+    except (JWTExtendedException, PyJWTError):
         raise not_authenticated() from None
     match get_jwt():
-        case {"sub": sub, "role": str(role), "accounts": [*accounts]} if role in EVERYONE and all(
-            map(_is_name, [sub, *accounts])
-        ):
-            return Caller(sub, Role(role), None if "*" in accounts else tuple(accounts))
+        case {"sub": sub, "role": str(role), "accounts": [*accounts]}:
+            if role in EVERYONE and all(map(_is_name, (sub, *accounts))):
+                return Caller(sub, Role(role), None if "*" in accounts else tuple(accounts))
     raise not_authenticated()
 
 
@@ -148,7 +149,19 @@ def _keys(settings: Settings) -> dict[str, Any]:
             "JWT_ALGORITHM": algorithm,
             "JWT_DECODE_ALGORITHMS": [algorithm],
         }
-    return {"JWT_ALGORITHM": "RS256", "JWT_DECODE_ALGORITHMS": ["RS256", "PS256", "ES256", "EdDSA"]}
+    return {"JWT_ALGORITHM": "RS256", "JWT_DECODE_ALGORITHMS": _PUBLIC_KEY_ALGORITHMS}
+
+
+def _key_set(path: Path) -> dict[str | None, jwt.PyJWK]:
+    """The public keys of a JWKS document, by their ids; each says which algorithm is its own."""
+    try:
+        keys = jwt.PyJWKSet.from_dict(json.loads(path.read_text())).keys
+    except (PyJWTError, ValueError, LookupError, TypeError, AttributeError):
+        keys = []
+    public = {key.key_id: key for key in keys if key.algorithm_name in _PUBLIC_KEY_ALGORITHMS}
+    if not public:
+        raise BadSetting("JWT_JWKS_FILE", str(path), "must hold a JWKS document with an RSA, EC or Ed25519 public key")
+    return public
 
 
 def _algorithm(pem: str) -> str:
@@ -159,8 +172,8 @@ def _algorithm(pem: str) -> str:
     match key:
         case rsa.RSAPublicKey():
             return "RS256"
-        case ec.EllipticCurvePublicKey():
-            return "ES256"
+        case ec.EllipticCurvePublicKey(curve=curve) if curve.name in _CURVES:
+            return _CURVES[curve.name]
         case ed25519.Ed25519PublicKey() | ed448.Ed448PublicKey():
             return "EdDSA"
-    raise BadSetting("JWT_PUBLIC_KEY", "(not shown)", "must be an RSA, EC or Ed25519 key")
+    raise BadSetting("JWT_PUBLIC_KEY", "(not shown)", "must be an RSA, EC (P-256, P-384, P-521) or Ed25519 key")

@@ -25,6 +25,8 @@ _ERRORS = {
     429: "Over the caller's own limit, or the queue is full",
     503: "Nothing can be accepted durably right now",
 }
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer", "minimum": 1}}}
+_ERROR_HEADERS = {429: _RETRY_AFTER, 503: _RETRY_AFTER}
 _ANSWERS = {200: "Here it is", 202: "Queued: committed to the database"}
 
 
@@ -77,6 +79,7 @@ def _operation(name: str, rule: str, declared: Declaration) -> dict[str, Any]:
     for status in sorted(errors):
         responses[str(status)] = {
             "description": _ERRORS[status],
+            "headers": _ERROR_HEADERS.get(status, {}),
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
         }
     operation: dict[str, Any] = {

@@ -200,9 +200,7 @@ class Receipt(Schema):
     position = fields.Integer(
         required=True,
         allow_none=True,
-        metadata={
-            "description": "Place in line, 1 for next to go; null in a replay once it waits no more"
-        },
+        metadata={"description": "Place in line, 1 for next to go; null in a replay once it waits no more"},
     )
     blocked_by = fields.Enum(BlockedBy, by_value=True, data_key="blockedBy", required=True, allow_none=True)
 

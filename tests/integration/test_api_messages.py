@@ -16,8 +16,8 @@ from workers.store import accounts
 
 LIST = "/api/onlyfans/messaging/messages"
 WHOLE = {
-    "messageId", "accountId", "recipientId", "content", "mediaIds", "priority", "status", "batchId", "metadata", "queuedAt",
-    "sendAt", "expiresAt", "sentAt", "endedAt", "attemptCount", "upstreamId",
+    "messageId", "accountId", "recipientId", "content", "mediaIds", "priority", "status", "batchId", "metadata",
+    "queuedAt", "sendAt", "expiresAt", "sentAt", "endedAt", "attemptCount", "upstreamId",
     "attempts", "deferrals", "failures", "position", "estimatedSendTime", "blockedBy",
 }  # fmt: skip
 LISTED = {"attempts", "deferrals", "failures", "position", "estimatedSendTime", "blockedBy"} ^ WHOLE

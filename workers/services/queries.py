@@ -135,7 +135,7 @@ class Reader:
         )
 
     def ready(self) -> list[str]:
-        """What is missing for messages to be accepted and sent; empty if nothing is. Hosts and users are for the log."""
+        """What is missing for messages to be accepted and sent; empty if nothing is. Only the log names hosts."""
         missing = []
         try:
             self.db.one("SELECT 1")

@@ -313,14 +313,20 @@ WITH {_CLOSE_ATTEMPT}, dead AS (
     RETURNING m.id, m.account_id
 )
 INSERT INTO dead_letters (message_id, account_id, reason, error, http_status)
-SELECT id, account_id, %(reason)s, %(error)s, %(http_status)s FROM dead
+SELECT id, account_id,
+       CASE WHEN EXISTS (SELECT FROM attempts a WHERE a.message_id = dead.id AND a.counted AND a.outcome = 'unknown'
+                         AND a.number > %(attempt)s - %(tries)s AND a.number < %(attempt)s)
+            THEN 'outcome_unknown' ELSE %(reason)s END,
+       %(error)s, %(http_status)s
+FROM dead
 RETURNING message_id
 """
 
 
 def bury(c: Connection, claim: Claim, outcome: Outcome, reason: DeadLetterReason) -> None:
-    """Give it up: a dead letter for a person to look at. Its line moves on."""
-    _move(c, _BURY, claim, outcome, reason=str(reason))
+    """Give it up: a dead letter for a person to look at. Its line moves on. Whatever the last answer was, if an earlier
+    attempt got none, nobody knows whether it arrived."""
+    _move(c, _BURY, claim, outcome, reason=str(reason), tries=claim.tries)
     elect_heads(c, [claim.line])
 
 
@@ -340,7 +346,8 @@ def await_verification(c: Connection, claim: Claim, outcome: Outcome, delay_s: f
 
 _ACCEPT_LATE_ANSWER = """
 WITH doubtful AS (
-    UPDATE attempts SET outcome = 'accepted', http_status = %(http_status)s, error = NULL
+    -- It ended now, with its answer, not when it was written off: the upstream may have taken it in between.
+    UPDATE attempts SET outcome = 'accepted', ended_at = clock_timestamp(), http_status = %(http_status)s, error = NULL
     WHERE message_id = %(message_id)s AND number = %(attempt)s AND outcome = 'unknown'
     RETURNING message_id
 ), closed AS (
@@ -397,8 +404,9 @@ WITH due AS (
 UPDATE messages m SET lookups = m.lookups + 1, due_at = clock_timestamp() + %(lease_s)s * interval '1 second'
 FROM due WHERE m.id = due.id AND m.state = 'verifying'
 RETURNING m.id, m.account_id, m.recipient_id, m.priority, m.content, m.media_ids, m.attempts, m.tries, m.lookups,
-    (SELECT extract(epoch FROM clock_timestamp() - a.started_at)::float8 FROM attempts a
-     WHERE a.message_id = m.id AND a.number = m.attempts AND a.counted) AS started_ago_s,
+    (SELECT extract(epoch FROM clock_timestamp() - min(a.started_at))::float8 FROM attempts a
+     WHERE a.message_id = m.id AND a.counted AND a.outcome = 'unknown' AND a.number > m.attempts - m.tries
+    ) AS started_ago_s,
     (SELECT array_agg(s.upstream_id) FROM messages s
      WHERE s.account_id = m.account_id AND s.recipient_id = m.recipient_id AND s.upstream_id IS NOT NULL
        AND s.state = 'sent' AND s.sent_at > m.queued_at - interval '1 day') AS known_ids
@@ -407,7 +415,7 @@ RETURNING m.id, m.account_id, m.recipient_id, m.priority, m.content, m.media_ids
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """A message to look for upstream. known_ids: upstream ids in that chat that belong to other messages."""
+    """A message to look for upstream. started_ago_s: its first attempt that may have arrived. known_ids: upstream ids in that chat that belong to other messages."""
 
     claim: Claim
     lookups: int
@@ -431,7 +439,8 @@ def claim_lookups(db: Database, want: int, lease_s: float) -> list[Lookup]:
 
 _CONFIRM_SENT = """
 WITH known AS (
-    UPDATE attempts SET outcome = 'accepted', error = concat_ws('; ', error, 'looked up: it arrived')
+    UPDATE attempts SET outcome = 'accepted', error = concat_ws('; ', error, 'looked up: it arrived'),
+        ended_at = greatest(ended_at, deadline_at)  -- nobody knows when it arrived, only that it was not later
     WHERE message_id = %(message_id)s AND number = %(attempt)s AND counted AND outcome = 'unknown'
 )
 UPDATE messages SET state = 'sent', sent_at = clock_timestamp(), ended_at = clock_timestamp(),
@@ -452,7 +461,7 @@ def confirm_sent(c: Connection, claim: Claim, upstream_id: str | None) -> None:
 _CONFIRM_ABSENT = """
 WITH known AS (
     UPDATE attempts SET outcome = 'failed', error = concat_ws('; ', error, 'looked up: it did not arrive')
-    WHERE message_id = %(message_id)s AND number = %(attempt)s AND counted AND outcome = 'unknown'
+    WHERE message_id = %(message_id)s AND number <= %(attempt)s AND counted AND outcome = 'unknown'
 )
 UPDATE messages SET state = 'queued', due_at = clock_timestamp()
 WHERE id = %(message_id)s AND state = 'verifying' AND attempts = %(attempt)s
@@ -522,9 +531,10 @@ def find_orphans(db: Database, *, grace_s: float, lock_class: int, want: int = 1
 
 # A message that waits to be sent again after an unknown outcome may have arrived already: to call it expired or
 # cancelled could be a lie.
+# Any attempt since it was queued may be the one that did; later ones that failed for certain prove nothing about it.
 _DOUBTFUL = """
-(m.tries > 0 AND (SELECT a.outcome FROM attempts a WHERE a.message_id = m.id AND a.counted
-                  ORDER BY a.id DESC LIMIT 1) = 'unknown')
+(m.tries > 0 AND EXISTS (SELECT FROM attempts a WHERE a.message_id = m.id AND a.counted AND a.outcome = 'unknown'
+                         AND a.number > m.attempts - m.tries))
 """
 
 _VERIFY_EXPIRED = f"""
@@ -544,7 +554,7 @@ _EXPIRE = f"""
 WITH past AS (
     SELECT id FROM messages m
     WHERE expires_at IS NOT NULL AND state IN ('scheduled', 'held', 'queued') AND expires_at <= now()
-      AND NOT coalesce({_DOUBTFUL}, false)
+      AND NOT {_DOUBTFUL}
     ORDER BY expires_at LIMIT %(want)s FOR UPDATE SKIP LOCKED
 )
 UPDATE messages m SET state = 'expired', ended_at = clock_timestamp()
@@ -567,7 +577,7 @@ def expire(db: Database, want: int = 1000) -> list[str]:
 
 _CANCEL = f"""
 UPDATE messages m SET state = 'cancelled', ended_at = clock_timestamp()
-WHERE m.id = %(message_id)s AND m.state IN ('scheduled', 'held', 'queued') AND NOT coalesce({_DOUBTFUL}, false)
+WHERE m.id = %(message_id)s AND m.state IN ('scheduled', 'held', 'queued') AND NOT {_DOUBTFUL}
 RETURNING m.account_id, m.recipient_id, m.priority
 """
 

@@ -1,0 +1,148 @@
+"""Tokens issued elsewhere: each kind of key takes its own signatures, and a public key is never a secret."""
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from jwt.algorithms import get_default_algorithms
+
+from api.app import create_app
+from workers.bootstrap import build
+from workers.settings import BadSetting, Settings
+
+STATUS = "/api/onlyfans/messaging/status"
+KEYS: dict[str, Any] = {
+    "RS256": rsa.generate_private_key(public_exponent=65537, key_size=2048),
+    "ES256": ec.generate_private_key(ec.SECP256R1()),
+    "ES384": ec.generate_private_key(ec.SECP384R1()),
+    "ES512": ec.generate_private_key(ec.SECP521R1()),
+    "EdDSA": ed25519.Ed25519PrivateKey.generate(),
+}
+OTHERS: dict[str, Any] = {
+    "RS256": rsa.generate_private_key(public_exponent=65537, key_size=2048),
+    "ES256": ec.generate_private_key(ec.SECP256R1()),
+    "ES384": ec.generate_private_key(ec.SECP384R1()),
+    "ES512": ec.generate_private_key(ec.SECP521R1()),
+    "EdDSA": ed25519.Ed25519PrivateKey.generate(),
+}
+Answer = Callable[..., int]
+
+
+def pem(algorithm: str) -> str:
+    return KEYS[algorithm].public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+def jwk(algorithm: str, **more: str) -> dict[str, Any]:
+    found = get_default_algorithms()[algorithm].to_jwk(KEYS[algorithm].public_key(), as_dict=True)
+    return dict(found) | {"kid": f"key-{algorithm}", "use": "sig"} | more
+
+
+def token(key: Any, algorithm: str, **header: str) -> str:
+    claims = {"sub": "alice", "role": "ops", "accounts": ["*"], "exp": time.time() + 60}
+    return jwt.encode(claims, key, algorithm=algorithm, headers=header)
+
+
+def hs256(secret: bytes, **header: str) -> str:
+    """PyJWT would refuse to sign with a public key; an attacker would not."""
+
+    def part(value: bytes) -> bytes:
+        return base64.urlsafe_b64encode(value).rstrip(b"=")
+
+    claims = token("x" * 32, "HS256").split(".")[1].encode()
+    text = part(json.dumps({"alg": "HS256", "typ": "JWT"} | header).encode()) + b"." + claims
+    return (text + b"." + part(hmac.new(secret, text, hashlib.sha256).digest())).decode()
+
+
+@pytest.fixture
+def app_with(settings: Settings, tmp_path: Path) -> Callable[..., Answer]:
+    """An application that takes a PEM key or a JWKS document; gives the status that a token meets there."""
+
+    def make(*, public_key: str | None = None, jwks: object = None) -> Answer:
+        path = None
+        if jwks is not None:
+            path = tmp_path / "jwks.json"
+            path.write_text(json.dumps(jwks))
+        changed = replace(settings, jwt_secret_key=None, jwt_public_key=public_key, jwt_jwks_file=path)
+        client = create_app(build(changed)).test_client()
+        return lambda given: client.get(STATUS, headers={"Authorization": f"Bearer {given}"}).status_code
+
+    return make
+
+
+@pytest.mark.parametrize("algorithm", KEYS)
+def test_a_public_key_takes_its_own_signatures_and_no_others(app_with: Callable[..., Answer], algorithm: str) -> None:
+    answer = app_with(public_key=pem(algorithm))
+    assert answer(token(KEYS[algorithm], algorithm)) == 200
+    assert answer(token(OTHERS[algorithm], algorithm)) == 401
+    assert answer(token("", "none")) == 401
+    for other in KEYS.keys() - {algorithm}:
+        assert answer(token(KEYS[other], other)) == 401
+
+
+@pytest.mark.parametrize("algorithm", KEYS)
+def test_a_public_key_is_not_a_secret(app_with: Callable[..., Answer], algorithm: str) -> None:
+    public, text = KEYS[algorithm].public_key(), pem(algorithm)
+    der = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    for secret in (text.encode(), text.strip().encode(), der):
+        assert app_with(public_key=text)(hs256(secret)) == 401
+        assert app_with(jwks={"keys": [jwk(algorithm)]})(hs256(secret, kid=f"key-{algorithm}")) == 401
+
+
+def test_a_jwks_takes_each_key_under_its_id(app_with: Callable[..., Answer]) -> None:
+    answer = app_with(jwks={"keys": [jwk(algorithm) for algorithm in KEYS]})
+    for algorithm, key in KEYS.items():
+        assert answer(token(key, algorithm, kid=f"key-{algorithm}")) == 200
+        assert answer(token(OTHERS[algorithm], algorithm, kid=f"key-{algorithm}")) == 401
+        assert answer(token(key, algorithm, kid="key-unknown")) == 401
+    assert answer(token(KEYS["ES256"], "ES256", kid="key-EdDSA")) == 401
+    assert answer(token(KEYS["RS256"], "RS512", kid="key-RS256")) == 401
+    assert answer(token("", "none", kid="key-RS256")) == 401
+
+
+def test_a_jwk_says_which_algorithm_is_its_own(app_with: Callable[..., Answer]) -> None:
+    answer = app_with(jwks={"keys": [jwk("RS256", alg="PS256")]})
+    assert answer(token(KEYS["RS256"], "PS256", kid="key-RS256")) == 200
+    assert answer(token(KEYS["RS256"], "RS256", kid="key-RS256")) == 401
+
+
+def test_a_token_that_names_no_key_is_taken_if_there_is_only_one(app_with: Callable[..., Answer]) -> None:
+    assert app_with(jwks={"keys": [jwk("ES256")]})(token(KEYS["ES256"], "ES256")) == 200
+    assert app_with(jwks={"keys": [jwk("ES256"), jwk("EdDSA")]})(token(KEYS["ES256"], "ES256")) == 401
+
+
+def test_a_symmetric_key_in_a_jwks_is_none(app_with: Callable[..., Answer]) -> None:
+    secret = b"x" * 32
+    shared = {"kty": "oct", "kid": "shared", "alg": "HS256", "k": base64.urlsafe_b64encode(secret).decode().rstrip("=")}
+    assert app_with(jwks={"keys": [jwk("ES256"), shared]})(hs256(secret, kid="shared")) == 401
+
+
+@pytest.mark.parametrize("jwks", [{}, {"keys": []}, {"keys": [{"kty": "oct"}]}, [], "text"], ids=str)
+def test_a_jwks_without_a_usable_key_stops_the_process(app_with: Callable[..., Answer], jwks: object) -> None:
+    with pytest.raises(BadSetting, match="JWT_JWKS_FILE"):
+        app_with(jwks=jwks)
+
+
+@pytest.mark.parametrize("curve", [ec.SECP256K1(), ec.BrainpoolP256R1()], ids=lambda curve: curve.name)
+def test_a_key_we_cannot_use_stops_the_process(app_with: Callable[..., Answer], curve: ec.EllipticCurve) -> None:
+    public = ec.generate_private_key(curve).public_key()
+    text = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    with pytest.raises(BadSetting, match="JWT_PUBLIC_KEY"):
+        app_with(public_key=text)
+    with pytest.raises(BadSetting, match="JWT_PUBLIC_KEY"):
+        app_with(public_key="-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----")
+
+
+def test_exactly_one_source_of_keys(settings: Settings) -> None:
+    for changes in ({"jwt_secret_key": None}, {"jwt_public_key": pem("ES256")}):
+        with pytest.raises(BadSetting, match="exactly one of"):
+            create_app(build(replace(settings, **changes)))
