@@ -8,7 +8,7 @@ from typing import Any
 from flask import Blueprint, g, request, url_for
 from werkzeug.exceptions import NotFound as NoSuchRoute
 
-from api import schemas
+from api import accounts, schemas
 from api.auth import ADMINS, EVERYONE, SENDERS
 from api.endpoint import endpoint
 from api.errors import ApiError
@@ -16,7 +16,6 @@ from workers.bootstrap import Adapters
 from workers.domain.state import State, Status
 from workers.services.cancel import cancel
 from workers.services.queries import AccountStatus, Dossier
-from workers.store import queries
 from workers.store.queries import FailureFilter, MessageFilter
 from workers.store.session import Row
 
@@ -116,13 +115,8 @@ def blueprint(adapters: Adapters) -> Blueprint:
             batch_id=query.get("batch_id"),
             before_id=query.get("cursor"),
         )
-        limit = query["limit"]
-        rows = queries.messages(adapters.db, wanted, scope, limit + 1)
-        page = rows[:limit]
-        return {
-            "messages": [_message(row) for row in page],
-            "next_cursor": page[-1]["id"] if len(rows) > limit else None,
-        }, 200
+        page, next_cursor = reader.messages(wanted, scope, query["limit"])
+        return {"messages": [_message(row) for row in page], "next_cursor": next_cursor}, 200
 
     @routes.get("/messages/<message_id>")
     @endpoint("A message whole", roles=SENDERS, answers={200: schemas.MessageWhole}, errors=(404,))
@@ -132,7 +126,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
     @routes.delete("/messages/<message_id>")
     @endpoint("Cancel a waiting message", roles=SENDERS, answers={200: schemas.Cancelled}, errors=(404, 409))
     def delete(message_id: str) -> Any:
-        cancel(adapters.db, message_id, scope=g.caller.scope(), by=g.caller.subject)
+        cancel(adapters.db, adapters.wakeups, message_id, scope=g.caller.scope(), by=g.caller.subject)
         return {"message_id": message_id}, 200
 
     @routes.get("/failed")
@@ -144,7 +138,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
         scope = g.caller.scope(query.get("account_id"))
         limit, offset = query.pop("limit"), query.pop("offset")
         wanted = FailureFilter(**query)
-        rows, total = queries.failures(adapters.db, wanted, scope, limit, offset)
+        rows, total = reader.failures(wanted, scope, limit, offset)
         return {
             "messages": [_message(row) for row in rows],
             "total": total,
@@ -158,6 +152,35 @@ def blueprint(adapters: Adapters) -> Blueprint:
         queued_at = failures.retry(message_id, scope=g.caller.scope(), by=g.caller.subject)
         return {"message_id": message_id, "queued_at": queued_at}, 202
 
+    @routes.post("/failed/retry")
+    @endpoint(
+        "Queue every failed message that matches again",
+        roles=ADMINS,
+        body=schemas.Redrive,
+        answers={202: schemas.Redriven},
+        errors=(404, 413, 415),
+    )
+    def redrive(body: dict[str, Any]) -> Any:
+        scope = g.caller.scope(body.get("account_id"))
+        include_unknown, dry_run = body.pop("include_unknown"), body.pop("dry_run")
+        found = failures.redrive(
+            FailureFilter(**body), scope=scope, by=g.caller.subject, include_unknown=include_unknown, dry_run=dry_run
+        )
+        return found, 202
+
+    @routes.post("/<message_id>/resolve")
+    @endpoint(
+        "Close a failure of unknown outcome by hand: it did arrive",
+        roles=ADMINS,
+        body=schemas.Resolve,
+        answers={200: schemas.Resolved},
+        errors=(404, 409, 413, 415),
+    )
+    def resolve(message_id: str, body: dict[str, Any]) -> Any:
+        failures.resolve_as_sent(message_id, scope=g.caller.scope(), by=g.caller.subject)
+        return {"message_id": message_id}, 200
+
+    accounts.add_routes(routes, adapters)
     return routes
 
 

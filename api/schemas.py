@@ -1,11 +1,13 @@
 """The shapes of requests and answers. OpenAPI is generated from these, so they are also the documentation."""
 
 import json
+import re
 from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates_schema
 
+from ratelimit import BadLimits, Limits
 from workers.domain.retry import DeadLetterReason
 from workers.domain.state import Status
 from workers.services.estimate import BlockedBy
@@ -13,6 +15,7 @@ from workers.services.estimate import BlockedBy
 METADATA_BYTES = 4096
 METADATA_DEPTH = 64
 """Deeper ones could be stored, but not read again by everybody: JSON parsers have limits."""
+ACCOUNT_ID = r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,63}"
 MESSAGE_ID = r"^msg_[0-9A-HJKMNP-TV-Z]{26}$"
 
 
@@ -56,6 +59,25 @@ class Whole(fields.Integer):
         if type(value) is not int:
             raise self.make_error("invalid", input=value)
         return super()._deserialize(value, attr, data, **kwargs)
+
+
+class Flag(fields.Boolean):
+    """A JSON boolean: neither "yes" nor 1."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
+        if type(value) is not bool:
+            raise self.make_error("invalid", input=value)
+        return value
+
+
+class LimitsField(fields.String):
+    """Limits as people write them, e.g. `1/second,10/minute`."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
+        try:
+            return Limits.parse(super()._deserialize(value, attr, data, **kwargs))
+        except BadLimits as error:
+            raise ValidationError(str(error)) from None
 
 
 class Metadata(fields.Dict):
@@ -180,6 +202,54 @@ class FailedQuery(Narrow):
     offset = fields.Integer(load_default=0, validate=validate.Range(0, 1_000_000_000))
 
 
+class Redrive(Strict):
+    account_id = Text(data_key="accountId", validate=validate.Length(1, 64))
+    reason = fields.Enum(DeadLetterReason, by_value=True)
+    recipient_id = Text(data_key="recipientId", validate=validate.Length(1, 255))
+    since = Time(metadata={"description": "Failed at this time or later"})
+    until = Time(metadata={"description": "Failed before this time"})
+    dry_run = Flag(data_key="dryRun", load_default=False, metadata={"description": "Count only"})
+    include_unknown = Flag(
+        data_key="includeUnknown",
+        load_default=False,
+        metadata={"description": "Also those whose outcome is unknown: they may arrive twice"},
+    )
+
+
+class Resolve(Strict):
+    as_ = fields.String(data_key="as", required=True, validate=validate.OneOf(["sent"]))
+
+
+class Credentials(Strict):
+    api_key = Text(data_key="apiKey", required=True, validate=[validate.Length(1, 1000), validate.Regexp(r"^[!-~]+$")])
+
+
+class AccountIn(Strict):
+    limits = LimitsField(allow_none=True, metadata={"description": "e.g. 10/minute; null for the default"})
+    channel = fields.String(validate=validate.OneOf(["onlyfans"]))
+    display_name = Text(data_key="displayName", allow_none=True, validate=validate.Length(1, 255))
+    credentials = fields.Nested(
+        Credentials, metadata={"description": "Write-only; left as they are if not given", "writeOnly": True}
+    )
+
+
+class Pause(Strict):
+    reason = Text(required=True, validate=validate.Length(1, 1000))
+    until = Time(allow_none=True, metadata={"description": "Goes on by itself then; until resumed if not given"})
+
+    @validates_schema(skip_on_field_errors=True)
+    def _ends_later(self, data: dict[str, Any], **_: Any) -> None:
+        if data.get("until") and data["until"] <= datetime.now(UTC):
+            raise ValidationError("Is in the past; leave it out or choose a later time.", "until")
+
+
+def check_account_id(account_id: str) -> str:
+    if not re.fullmatch(ACCOUNT_ID, account_id):
+        words = "Must be 1 to 64 letters, digits and . _ : @ - and begin with a letter or digit."
+        raise ValidationError(words, "accountId")
+    return account_id
+
+
 # --- out ------------------------------------------------------------------------------------------------------------
 
 _MESSAGE_ID = fields.String(data_key="messageId", required=True, metadata={"pattern": MESSAGE_ID})
@@ -288,6 +358,38 @@ class Retried(Schema):
     message_id = _MESSAGE_ID
     status = fields.Constant("queued", required=True)
     queued_at = Time(data_key="queuedAt", required=True)
+
+
+class Redriven(Schema):
+    matched = fields.Integer(required=True)
+    queued = fields.Integer(required=True)
+    done_at = Time(
+        data_key="estimatedCompletionTime",
+        required=True,
+        allow_none=True,
+        metadata={"description": "When the last of them will have gone; null if nobody can say"},
+    )
+
+
+class Resolved(Schema):
+    message_id = _MESSAGE_ID
+    status = fields.Constant("sent", required=True)
+
+
+class AccountOut(Schema):
+    account_id = fields.String(data_key="accountId", required=True)
+    channel = fields.String(required=True)
+    display_name = fields.String(data_key="displayName", required=True, allow_none=True)
+    limits = fields.String(required=True)
+    own_limits = fields.Boolean(data_key="ownLimits", required=True)
+    has_credentials = fields.Boolean(data_key="hasCredentials", required=True)
+    state = fields.String(required=True, validate=validate.OneOf(["active", "paused", "cooldown"]))
+    reason = fields.String(required=True, allow_none=True)
+    paused_until = Time(data_key="pausedUntil", required=True, allow_none=True)
+
+
+class AccountList(Schema):
+    accounts = fields.List(fields.Nested(AccountOut), required=True)
 
 
 class Alive(Schema):

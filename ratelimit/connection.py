@@ -15,6 +15,14 @@ from redis.retry import Retry
 
 NAMESPACE = "paceline"
 
+AWAY = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.OutOfMemoryError,
+)
+"""What Redis answers, or does not, when nothing can be done with it right now."""
+
 _KNOW_SERVER = Path(__file__).with_name("know_server.lua").read_text()
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import redis
 
-from ratelimit.connection import NAMESPACE, know_server
+from ratelimit.connection import AWAY, NAMESPACE, know_server
 from ratelimit.errors import TokensUnavailable
 from ratelimit.limits import MICROSECONDS, Limits
 
@@ -226,5 +226,5 @@ def _script(client: redis.Redis, name: str) -> Any:
 def _answered(call: Callable[[], _T]) -> _T:
     try:
         return call()
-    except (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ReadOnlyError) as error:
+    except AWAY as error:
         raise TokensUnavailable(f"Redis did not answer: {error}") from error

@@ -12,7 +12,7 @@ from ratelimit import TokensUnavailable
 from workers.bootstrap import Adapters
 from workers.clock import monotonic_s
 from workers.domain.errors import StoreUnavailable
-from workers.services.recovery import expire, rebuild_tokens
+from workers.services.recovery import expire, rebuild_tokens, wake_overlooked
 from workers.store import accounts, messages
 from workers.telemetry import logger
 
@@ -41,7 +41,7 @@ class Reconciler:
                 a.db, a.tokens, a.settings.rate_limit, lambda seconds: self._stopping.wait(seconds)
             ),
             "rescued": self._rescuer.rescue,
-            "expired": lambda: expire(a.db),
+            "expired": lambda: expire(a.db, a.wakeups),
             "woken": lambda: a.wakeups.wake_all(messages.accounts_waiting(a.db)),
             "verifying": self._have_verified,
         }
@@ -49,6 +49,7 @@ class Reconciler:
             self._chores_s = monotonic_s()
             steps["lines_mended"] = lambda: messages.mend_headless_lines(a.db)
             steps["tallies_folded"] = lambda: messages.fold_tallies(a.db)
+            steps["overlooked"] = lambda: wake_overlooked(a.db, a.tokens, a.wakeups, a.settings.rate_limit)
             steps["pruned"] = self._prune
         return {name: self._try(name, step) for name, step in steps.items()}
 

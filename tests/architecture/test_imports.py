@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 MAY_IMPORT = {
     "deploy": "api workers ratelimit",
     "api": "workers.bootstrap workers.settings workers.services workers.domain workers.telemetry ratelimit"
-    # Lists and filters are read without a service between; a Row is only the dict they come as.
-    " workers.store.queries workers.store.session.Row",
+    # What comes back as it is: filters, the dict that a row is, an account.
+    " workers.store.queries workers.store.session.Row workers.store.accounts.Account",
     # processes, from start to end
     "workers.processes": "workers",
     "workers.tasks": "workers.celery_app workers.services workers.domain workers.telemetry ratelimit",

@@ -38,6 +38,14 @@ APP = create_app(build(Settings.from_env(NOWHERE)))
 DOOR = APP.test_client()
 """An application without a database and without Redis: whom it turns away, it turns away without asking either."""
 UNKNOWN_ID = "msg_01ARZ3NDEKTSV4RRFFQ69G5FAV"
+BODIES: dict[str, dict[str, Any]] = {
+    "messaging.send": {"recipientId": "fan-1", "content": "Hello"},
+    "messaging.redrive": {},
+    "messaging.resolve": {"as": "sent"},
+    "messaging.put_account": {},
+    "messaging.pause": {"reason": "because"},
+}
+"""The least that each route with a body takes."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +58,18 @@ class Route:
     def __str__(self) -> str:
         return f"{self.method} {self.name}"
 
-    def call(self, client: FlaskClient, message_id: str = UNKNOWN_ID, **request: Any) -> TestResponse:
-        values = {"channel": "onlyfans", "message_id": message_id}
+    def call(
+        self, client: FlaskClient, message_id: str = UNKNOWN_ID, account_id: str = "default", **request: Any
+    ) -> TestResponse:
+        values = {"channel": "onlyfans", "message_id": message_id, "account_id": account_id}
         wanted = {name: values[name] for name in self.parameters}
         path = APP.url_map.bind("localhost").build(self.name, wanted, self.method)
         return client.open(path, method=self.method, **request)
+
+    @property
+    def valid(self) -> dict[str, Any]:
+        """What a request needs besides a token and a path."""
+        return {"json": BODIES[self.name]} if self.declared.body else {}
 
     def names_account_in(self, part: str) -> bool:
         schema = getattr(self.declared, part)
@@ -193,7 +208,9 @@ def test_another_accounts_message_is_as_good_as_none(
 ) -> None:
     foreign = submit().message_id
     stranger = bearer((route.declared.roles or ())[-1], "another-account")
-    answers = [without_request_id(route.call(client, id_, headers=stranger)) for id_ in (foreign, UNKNOWN_ID)]
+    answers = [
+        without_request_id(route.call(client, id_, headers=stranger, **route.valid)) for id_ in (foreign, UNKNOWN_ID)
+    ]
     assert [answer["code"] for answer in answers] == ["not_found", "not_found"]
     assert json.loads(json.dumps(answers[0]).replace(foreign, UNKNOWN_ID)) == answers[1]
 
@@ -204,7 +221,7 @@ def test_an_id_that_cannot_be_one_is_404(
     route: Route, odd: str, client: FlaskClient, bearer: Callable[..., dict[str, str]]
 ) -> None:
     path = APP.url_map.bind("localhost").build(route.name, {"channel": "onlyfans", "message_id": "ID"}, route.method)
-    answer = client.open(path.replace("ID", odd), method=route.method, headers=bearer("admin"))
+    answer = client.open(path.replace("ID", odd), method=route.method, headers=bearer("admin"), **route.valid)
     assert without_request_id(answer)["code"] == "not_found"
 
 
@@ -221,9 +238,17 @@ def test_an_account_outside_the_claim_is_as_good_as_none(
         named = {"accountId": account_id}
         if route.names_account_in("query"):
             return without_request_id(route.call(client, headers=stranger, query_string=named))
-        return without_request_id(
-            route.call(client, headers=stranger, json=named | {"recipientId": "fan-1", "content": "Hello"})
-        )
+        return without_request_id(route.call(client, headers=stranger, json=named | BODIES[route.name]))
 
     assert ask("default") == {"error": "No account default", "code": "not_found", "details": {}}
     assert ask("no-such") == {"error": "No account no-such", "code": "not_found", "details": {}}
+
+
+@pytest.mark.parametrize("route", [route for route in ROUTES if "account_id" in route.parameters], ids=str)
+def test_a_path_to_an_account_outside_the_claim_leads_nowhere(
+    route: Route, client: FlaskClient, bearer: Callable[..., dict[str, str]]
+) -> None:
+    stranger = bearer("admin", "another-account")
+    for account_id in ("default", "no-such"):
+        answer = without_request_id(route.call(client, account_id=account_id, headers=stranger, **route.valid))
+        assert answer == {"error": f"No account {account_id}", "code": "not_found", "details": {}}

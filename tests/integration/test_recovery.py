@@ -95,6 +95,18 @@ def test_a_late_answer_counts_while_nobody_has_tried_again(adapters: Adapters, s
     assert state(adapters, receipt) == "sent"
 
 
+def test_a_use_with_a_late_answer_ended_with_that_answer(adapters: Adapters, submit: Submit) -> None:
+    """Not when it was written off: rebuilt from the books, its token must not come back too early."""
+    submit()
+    old = claim_one(adapters, worker=4711)
+    rescue_after(adapters, DEAD_FOR_S)
+    adapters.db.all("UPDATE attempts SET ended_at = ended_at - interval '9 s', deadline_at = now() - interval '5 s'")
+    late = Settlement(old, Outcome(OutcomeKind.ACCEPTED, upstream_id="u1"), MarkSent("u1"))
+    adapters.db.transaction(lambda c: settle(c, [late]))
+    (use,) = messages.token_uses(adapters.db, 60)
+    assert use["ended_s"] > -1
+
+
 def test_emptied_redis_gives_out_nothing_before_it_is_rebuilt(
     adapters: Adapters, submit: Submit, dispatcher: Dispatcher, upstream: Sandbox
 ) -> None:
@@ -158,9 +170,9 @@ def test_a_claim_made_while_the_books_are_read_is_void(adapters: Adapters, submi
 def test_expired_messages_are_closed_and_make_way(adapters: Adapters, submit: Submit) -> None:
     first = submit("fan-1", expires_at=datetime.now(UTC) + timedelta(hours=1))
     second = submit("fan-1")
-    assert expire(adapters.db) == 0
+    assert expire(adapters.db, adapters.wakeups) == 0
     adapters.db.all("UPDATE messages SET expires_at = now() WHERE expires_at IS NOT NULL")
-    assert expire(adapters.db) == 1
+    assert expire(adapters.db, adapters.wakeups) == 1
     assert (state(adapters, first), state(adapters, second)) == ("expired", "queued")
 
 
@@ -181,6 +193,19 @@ def test_without_idempotency_an_unknown_outcome_is_found_in_the_history(
     assert look_up(adapters) == 1
     assert state(adapters, receipt) == "sent"
     assert upstream.summary()["accepted"] == 1
+
+
+def test_a_use_found_in_the_history_ended_with_its_deadline(
+    with_settings: Callable[..., Adapters], upstream: Sandbox
+) -> None:
+    """Written off when its worker seemed dead, it may have arrived at any time until then."""
+    adapters = with_settings(onlyfans_idempotent=False)
+    adapters.submitter().submit({"recipient_id": "cut-1", "content": "x"}, "default", subject="alice")
+    adapters.dispatcher(worker=1).drain("default")
+    adapters.db.all("UPDATE attempts SET ended_at = now() - interval '9 s', deadline_at = now() - interval '5 s'")
+    assert look_up(adapters) == 1
+    (use,) = messages.token_uses(adapters.db, 60)
+    assert -6 < use["ended_s"] < -4.9
 
 
 def test_without_idempotency_what_the_history_does_not_show_goes_again(
@@ -211,6 +236,26 @@ def test_two_messages_of_the_same_text_are_two_messages(
     assert state(adapters, second) == "queued"
 
 
+def test_one_of_the_same_text_still_on_its_way_is_not_taken_for_it(
+    with_settings: Callable[..., Adapters], upstream: Sandbox
+) -> None:
+    """The other one, of another priority, has arrived, and its answer is not on record yet."""
+    adapters = with_settings(onlyfans_idempotent=False)
+    upstream.faults.add(Fault("cut_before"))
+    wanted = {"recipient_id": "fan-1", "content": "same"}
+    mine = adapters.submitter().submit({**wanted, "priority": 9}, "default", subject="alice")
+    adapters.dispatcher(worker=1).drain("default")
+    adapters.submitter().submit({**wanted, "priority": 1}, "default", subject="alice")
+    other = claim_one(adapters)
+    channel = adapters.channels["onlyfans"]
+    outcome = channel.send(other, None, start_by_s=float("inf"), timeout_s=2.0)
+    look_up(adapters)
+    assert state(adapters, mine) == "verifying"
+    adapters.db.transaction(lambda c: settle(c, [Settlement(other, outcome, MarkSent(outcome.upstream_id))]))
+    look_up(adapters)
+    assert state(adapters, mine) == "queued"
+
+
 def test_without_idempotency_and_history_a_person_must_decide(
     with_settings: Callable[..., Adapters], upstream: Sandbox
 ) -> None:
@@ -233,12 +278,45 @@ def test_what_may_have_arrived_is_neither_cancelled_nor_expired_unseen(
     rescue_after(adapters, DEAD_FOR_S)  # queued again, its first attempt unknown
     assert not messages.cancel(adapters.db, receipt.message_id)
     adapters.db.all("UPDATE messages SET expires_at = now()")
-    assert expire(adapters.db) == 0
+    assert expire(adapters.db, adapters.wakeups) == 0
     assert state(adapters, receipt) == "verifying"
     look_up(adapters)  # nothing of it is upstream
     assert state(adapters, receipt) == "queued"
-    assert expire(adapters.db) == 1
+    assert expire(adapters.db, adapters.wakeups) == 1
     assert state(adapters, receipt) == "expired"
+
+
+def test_one_that_may_have_arrived_with_an_earlier_attempt_is_not_cancelled_either(
+    adapters: Adapters, submit: Submit, dispatcher: Dispatcher, upstream: Sandbox
+) -> None:
+    upstream.faults.add(Fault("cut"))
+    upstream.faults.add(Fault("status", status=503))
+    upstream.faults.add(Fault("status", status=429))
+    receipt = submit(expires_at=datetime.now(UTC) + timedelta(hours=1))
+    dispatcher.drain("default")
+    assert [a["outcome"] for a in queries.attempts(adapters.db, receipt.message_id)] == [
+        "unknown", "failed", "throttled",
+    ]  # fmt: skip
+    assert not messages.cancel(adapters.db, receipt.message_id)
+    adapters.db.all("UPDATE attempts SET started_at = started_at - interval '1 minute' WHERE number = 1")
+    adapters.db.all("UPDATE messages SET expires_at = now()")
+    assert expire(adapters.db, adapters.wakeups) == 0
+    look_up(adapters)
+    assert state(adapters, receipt) == "sent"
+
+
+def test_one_given_up_that_may_have_arrived_is_told_so(
+    with_settings: Callable[..., Adapters], upstream: Sandbox
+) -> None:
+    adapters = with_settings(max_attempts=2)
+    upstream.faults.add(Fault("cut"))
+    upstream.faults.add(Fault("status", status=503))
+    receipt = adapters.submitter().submit({"recipient_id": "fan-1", "content": "x"}, "default", subject="alice")
+    for _ in range(2):
+        adapters.dispatcher(worker=1).drain("default")
+    assert state(adapters, receipt) == "failed"
+    (dead,) = queries.dead_letters(adapters.db, receipt.message_id)
+    assert (dead["reason"], dead["http_status"]) == ("outcome_unknown", 503)
 
 
 def test_postgres_connections_cut_in_the_pool_are_replaced(adapters: Adapters, submit: Submit) -> None:

@@ -1,16 +1,18 @@
 """Cancel a message that still waits."""
 
+from ratelimit import TokensUnavailable
 from workers.domain.errors import Conflict, NotFound
 from workers.domain.state import State, Status
 from workers.store import messages, queries
 from workers.store.queries import Scope
 from workers.store.session import Database
 from workers.telemetry import logger, messages_processed
+from workers.wakeups import Wakeups
 
 log = logger(__name__)
 
 
-def cancel(db: Database, message_id: str, *, scope: Scope, by: str) -> None:
+def cancel(db: Database, wakeups: Wakeups, message_id: str, *, scope: Scope, by: str) -> None:
     """Raises NotFound (also outside the scope) and Conflict (being sent, or over)."""
     row = queries.message(db, message_id, scope)
     if row is None:
@@ -22,3 +24,7 @@ def cancel(db: Database, message_id: str, *, scope: Scope, by: str) -> None:
         raise Conflict(f"Only waiting messages can be cancelled; this one is {status}")
     messages_processed.labels("cancelled").inc()
     log.info("message_cancelled", message_id=message_id, account_id=row["account_id"], by=by)
+    try:
+        wakeups.wake(row["account_id"])  # whoever stood behind it in line may go now
+    except TokensUnavailable as error:
+        log.warning("wake_lost", account_id=row["account_id"], error=str(error))

@@ -43,11 +43,13 @@ class Failures:
         Raises NotFound (also outside the scope) and Conflict (not failed).
         """
         row = self._message(message_id, scope)
-        if not failures.retry(self.db, [message_id], by):
-            raise Conflict(f"Only failed messages can be retried; this one is {self._status(row)}")
+        queued_at = failures.retry(self.db, [message_id], by)
+        if not queued_at:
+            now = self._message(message_id, scope)
+            raise Conflict(f"Only failed messages can be retried; this one is {self._status(now)}")
         log.info("message_retried", message_id=message_id, account_id=row["account_id"], by=by)
         self._wake(row["account_id"])
-        return datetime.now(UTC)
+        return queued_at[0]
 
     def redrive(
         self, wanted: FailureFilter, *, scope: Scope, by: str, include_unknown: bool = False, dry_run: bool = False
@@ -61,7 +63,7 @@ class Failures:
         if not dry_run:
             ids = [message_id for message_id, _ in matched]
             for start in range(0, len(ids), BATCH):
-                queued += failures.retry(self.db, ids[start : start + BATCH], by, redriven=True)
+                queued += len(failures.retry(self.db, ids[start : start + BATCH], by, redriven=True))
             log.info("messages_redriven", matched=len(matched), queued=queued, by=by)
             for account_id in by_account:
                 self._wake(account_id)

@@ -10,7 +10,7 @@ from workers.services.estimate import Estimate, estimate
 from workers.services.submit import look
 from workers.store import accounts, queries
 from workers.store.accounts import Account
-from workers.store.queries import Scope
+from workers.store.queries import FailureFilter, MessageFilter, Scope
 from workers.store.session import Database, Row
 from workers.telemetry import logger
 from workers.wakeups import EXPECTED_LATENCY_S, Wakeups
@@ -109,6 +109,16 @@ class Reader:
             dead_letters=queries.dead_letters(self.db, message_id),
             waiting=self._waiting(row) if State(row["state"]) in WAITING else None,
         )
+
+    def messages(self, wanted: MessageFilter, scope: Scope, limit: int) -> tuple[list[Row], str | None]:
+        """A page of messages, newest first, and the cursor of the next one (None: there is none)."""
+        rows = queries.messages(self.db, wanted, scope, limit + 1)
+        page = rows[:limit]
+        return page, page[-1]["id"] if len(rows) > limit else None
+
+    def failures(self, wanted: FailureFilter, scope: Scope, limit: int, offset: int) -> tuple[list[Row], int]:
+        """A page of open dead letters, latest first, and how many there are in all."""
+        return queries.failures(self.db, wanted, scope, limit, offset)
 
     def status(self, scope: Scope) -> Status:
         found = accounts.all_of(self.db, None if scope is None else list(scope))

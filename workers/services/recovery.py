@@ -22,7 +22,7 @@ from workers.domain.outcome import Evidence, Outcome, OutcomeKind
 from workers.domain.retry import DeadLetterReason, RetryPolicy, ScheduleRetry, backoff_s, decide
 from workers.presence import LOCK_CLASS
 from workers.services.settle import Settlement, announce, settle
-from workers.store import accounts, messages
+from workers.store import accounts, messages, queries
 from workers.store.session import Connection, Database
 from workers.telemetry import logger
 from workers.wakeups import Wakeups
@@ -116,13 +116,30 @@ def rebuild_tokens(db: Database, tokens: Tokens, default_limits: Limits, pause: 
     return opened
 
 
-def expire(db: Database) -> int:
-    """Close what is past its expiresAt. Returns how many."""
+def expire(db: Database, wakeups: Wakeups) -> int:
+    """Close what is past its expiresAt; whoever stood behind it in line may go now. Returns how many."""
     gone = messages.expire(db)
-    for message_id in gone:
+    for message_id, account_id in gone:
         telemetry.messages_processed.labels("expired").inc()
-        log.info("message_expired", message_id=message_id)
+        log.info("message_expired", message_id=message_id, account_id=account_id)
+    for account_id in {account_id for _, account_id in gone}:
+        wakeups.wake(account_id)
     return len(gone)
+
+
+def wake_overlooked(db: Database, tokens: Tokens, wakeups: Wakeups, default_limits: Limits) -> int:
+    """Wake accounts that have a message due and a token free. None should need it: a wake-up that came too late or not
+    at all is made good here. Returns how many."""
+    due = accounts.all_of(db, list(queries.oldest_ages_s(db)))
+    sending = [account for account in due if not account.paused_s and not account.cooldown_s]
+    limits = [account.limits or default_limits for account in sending]
+    views = tokens.views([(account.id, limit) for account, limit in zip(sending, limits, strict=True)])
+    overlooked = 0
+    for account, limit, view in zip(sending, limits, views, strict=True):
+        if view.known and not view.cooldown_s and view.available(limit):
+            wakeups.wake(account.id)
+            overlooked += 1
+    return overlooked
 
 
 def verify(
@@ -161,7 +178,8 @@ def _verify_one(
     )
 
     def work(c: Connection) -> str:
-        if finding.evidence is Evidence.FOUND:
+        found = finding.evidence is Evidence.FOUND
+        if found and not messages.is_anothers(c, claim, finding.upstream_id):
             messages.confirm_sent(c, claim, finding.upstream_id)
             return "sent"
         if finding.evidence is Evidence.ABSENT and claim.tries < retry.max_attempts:

@@ -1,6 +1,7 @@
 """Dead letters and what an admin does with them. Closed ones stay, as does every attempt: history is kept."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from workers.domain.message import Line
 from workers.store.messages import elect_heads
@@ -16,22 +17,22 @@ UPDATE messages m SET state = 'held', due_at = statement_timestamp(), queued_at 
     redriven = %(redriven)s, ended_at = NULL, estimated_at = NULL,
     expires_at = CASE WHEN m.expires_at > statement_timestamp() THEN m.expires_at END
 FROM closed WHERE m.id = closed.message_id AND m.state = 'failed'
-RETURNING m.account_id, m.recipient_id, m.priority
+RETURNING m.account_id, m.recipient_id, m.priority, m.queued_at
 """
 
 
-def retry(db: Database, message_ids: Sequence[str], by: str, *, redriven: bool = False) -> int:
-    """Queue dead letters again, at the end of their lines, with a fresh budget of attempts. Returns how many it were:
-    one that is not failed (any more) is left alone, so that doing it twice queues nothing twice.
+def retry(db: Database, message_ids: Sequence[str], by: str, *, redriven: bool = False) -> list[datetime]:
+    """Queue dead letters again, at the end of their lines, with a fresh budget of attempts. Returns when, for each.
 
+    One that is not failed (any more) is left alone, so that doing it twice queues nothing twice.
     redriven: behind fresh traffic of the same priority. An expiresAt that has passed is dropped: whoever retries by
     hand wants it sent.
     """
 
-    def work(c: Connection) -> int:
+    def work(c: Connection) -> list[datetime]:
         rows = c.all(_RETRY, {"message_ids": list(message_ids), "by": by, "redriven": redriven})
         elect_heads(c, (Line(row["account_id"], row["recipient_id"], row["priority"]) for row in rows))
-        return len(rows)
+        return [row["queued_at"] for row in rows]
 
     return db.transaction(work)
 

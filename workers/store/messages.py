@@ -415,7 +415,8 @@ RETURNING m.id, m.account_id, m.recipient_id, m.priority, m.content, m.media_ids
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """A message to look for upstream. started_ago_s: its first attempt that may have arrived. known_ids: upstream ids in that chat that belong to other messages."""
+    """A message to look for upstream. started_ago_s: its first attempt that may have arrived. known_ids: upstream ids
+    in that chat that belong to other messages."""
 
     claim: Claim
     lookups: int
@@ -456,6 +457,21 @@ def confirm_sent(c: Connection, claim: Claim, upstream_id: str | None) -> None:
     if not c.all(_CONFIRM_SENT, params):
         raise StaleClaim(claim.message_id, claim.attempt)
     elect_heads(c, [claim.line])
+
+
+_ANOTHERS = """
+SELECT 1 FROM messages mine JOIN messages other USING (account_id, recipient_id)
+WHERE mine.id = %(message_id)s AND other.id <> mine.id
+  AND (other.upstream_id = %(upstream_id)s
+       OR (other.state = 'sending' AND other.content = mine.content AND other.media_ids = mine.media_ids))
+LIMIT 1
+"""
+
+
+def is_anothers(c: Connection, claim: Claim, upstream_id: str | None) -> bool:
+    """Whether what was found in the history is, or may yet turn out to be, another message of the same text. To be
+    asked after the look-up: whatever the other one was when that began, it may have arrived since."""
+    return bool(c.all(_ANOTHERS, {"message_id": claim.message_id, "upstream_id": upstream_id}))
 
 
 _CONFIRM_ABSENT = """
@@ -563,14 +579,14 @@ RETURNING m.id, m.account_id, m.recipient_id, m.priority
 """
 
 
-def expire(db: Database, want: int = 1000) -> list[str]:
-    """Close waiting messages whose expiresAt is past. Returns their ids."""
+def expire(db: Database, want: int = 1000) -> list[tuple[str, str]]:
+    """Close waiting messages whose expiresAt is past. Returns (message id, account id) of each."""
 
-    def work(c: Connection) -> list[str]:
+    def work(c: Connection) -> list[tuple[str, str]]:
         verify_expired(c)
         rows = c.all(_EXPIRE, {"want": want})
         elect_heads(c, map(_line, rows))
-        return [row["id"] for row in rows]
+        return [(row["id"], row["account_id"]) for row in rows]
 
     return db.transaction(work)
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import redis
 
 from ratelimit import TokensUnavailable
+from ratelimit.connection import AWAY
 from ratelimit.limits import MICROSECONDS
 
 PUBLISHED_FOR_S = 3.0
@@ -150,7 +151,7 @@ class Wakeups:
     def _do(call: Callable[[], _T]) -> _T:
         try:
             return call()
-        except (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ReadOnlyError) as error:
+        except AWAY as error:
             raise TokensUnavailable(f"Redis did not answer: {error}") from error
 
 

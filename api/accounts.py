@@ -1,0 +1,78 @@
+"""The admin's routes for accounts: limits, credentials, pauses."""
+
+from typing import Any
+
+from flask import Blueprint, g
+
+from api import schemas
+from api.auth import ADMINS
+from api.endpoint import endpoint
+from ratelimit import Limits
+from workers.bootstrap import Adapters
+from workers.store.accounts import Account
+
+
+def add_routes(routes: Blueprint, adapters: Adapters) -> None:
+    """Add them to the messaging blueprint, under `/accounts`."""
+    accounts = adapters.accounts()
+    default_limits = adapters.settings.rate_limit
+
+    @routes.get("/accounts")
+    @endpoint("Accounts and their limits", roles=ADMINS, answers={200: schemas.AccountList})
+    def list_accounts() -> Any:
+        found = [account for account in accounts.all_of(g.caller.scope()) if account.channel == g.channel]
+        return {"accounts": [_shown(account, default_limits) for account in found]}, 200
+
+    @routes.put("/accounts/<account_id>")
+    @endpoint(
+        "Create an account, or give it these properties",
+        roles=ADMINS,
+        body=schemas.AccountIn,
+        answers={200: schemas.AccountOut},
+        errors=(404, 413, 415),
+    )
+    def put_account(account_id: str, body: dict[str, Any]) -> Any:
+        account = accounts.put(
+            schemas.check_account_id(g.caller.account(account_id)),
+            channel=body.get("channel") or g.channel,
+            limits=body.get("limits"),
+            display_name=body.get("display_name"),
+            api_key=(body.get("credentials") or {}).get("api_key"),
+            by=g.caller.subject,
+        )
+        return _shown(account, default_limits), 200
+
+    @routes.post("/accounts/<account_id>/pause")
+    @endpoint(
+        "Hold an account's messages back",
+        roles=ADMINS,
+        body=schemas.Pause,
+        answers={200: schemas.AccountOut},
+        errors=(404, 413, 415),
+    )
+    def pause(account_id: str, body: dict[str, Any]) -> Any:
+        account = accounts.pause(
+            g.caller.account(account_id), reason=body["reason"], until=body.get("until"), by=g.caller.subject
+        )
+        return _shown(account, default_limits), 200
+
+    @routes.post("/accounts/<account_id>/resume")
+    @endpoint("Let an account's messages go on", roles=ADMINS, answers={200: schemas.AccountOut}, errors=(404,))
+    def resume(account_id: str) -> Any:
+        return _shown(accounts.resume(g.caller.account(account_id), by=g.caller.subject), default_limits), 200
+
+
+def _shown(account: Account, default_limits: Limits) -> dict[str, Any]:
+    """As the outside sees it: of its credentials, only whether it has any."""
+    state = "paused" if account.paused_s else "cooldown" if account.cooldown_s else "active"
+    return {
+        "account_id": account.id,
+        "channel": account.channel,
+        "display_name": account.display_name,
+        "limits": str(account.limits or default_limits),
+        "own_limits": account.limits is not None,
+        "has_credentials": account.api_key is not None,
+        "state": state,
+        "reason": account.pause_reason,
+        "paused_until": account.paused_until,
+    }
