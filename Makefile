@@ -19,8 +19,9 @@ faults: $(VENV)/.local       ## the whole fault suite: 10,000 messages under fir
 	@$(BIN)/paceline faults --messages 10000 --accounts 50 --minutes 10 --seed 1 \
 	    --kills 100 --hangs 20 --redis-losses 10 --postgres-restarts 5
 
+# Four at once, handed out one by one: those that kill processes wait most of the time, those that compute do not.
 test: $(VENV)/.dev           ## the whole test suite
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 4 --maxschedchunk 1
 
 lint: $(VENV)/.dev           ## ruff and mypy
 	@$(BIN)/ruff check .

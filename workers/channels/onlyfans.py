@@ -19,7 +19,7 @@ _PAGE = 50
 _PAGES = 40
 _SKEW_S = 3.0
 """Tolerance between the upstream's Date header (whole seconds) and its created_at, on top of the request's way."""
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
+_CONTROL = re.compile(r"[\x00-\x20\x7f]+")
 
 
 class OnlyFans:
