@@ -30,7 +30,7 @@ def forecast(
     windows = [(limit.count, limit.period_s) for limit in limits]
     slowest = limits.slowest(latency_s)
     count, round_s = slowest.count, slowest.period_s + latency_s
-    # A departure looks back as far as the other limits reach: that many repetitions in a row, and there is no end to it.
+    # A departure looks back as far as the other limits reach: that many repetitions in a row, and all follow.
     settled = max((limit.count for limit in limits if limit is not slowest), default=1)
     leaves, repeated = max(0.0, not_before_s), 0
     for gone in range(1, place + 1):

@@ -67,7 +67,7 @@ class Limits:
         return min(limit.count for limit in self.all)
 
     def slowest(self, latency_s: float = 0.0) -> Limit:
-        """The limit that decides the pace in the long run, if a use takes that long (and its token is out meanwhile)."""
+        """The limit that decides the pace in the long run, if each use keeps its token for `latency_s`."""
         return max(self.all, key=lambda limit: (limit.period_s + latency_s) / limit.count)
 
     def __iter__(self) -> Iterator[Limit]:

@@ -51,6 +51,10 @@ def run_worker(settings: Settings) -> None:
         bound.daemon = True
         bound.start()
 
+    @signals.setup_logging.connect(weak=False)
+    def leave_logging_alone(**_: Any) -> None:
+        """Ours is configured; Celery's would hush everything below its own --loglevel, our events included."""
+
     log.info("worker_started", worker=presence.number)
     arguments = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING"]
     try:
