@@ -2,10 +2,11 @@
 --
 -- KEYS[1]  uses   sorted set: token -> when its use ends (us). For a token out on loan that is the end of the
 --                 loan, which is why an unreturned one holds its place until loan end + period.
--- KEYS[2]  gate   hash: known = "1" once every use of the last period is in `uses`; cooldown = closed until (us)
+-- KEYS[2]  gate   hash: known = how far back (us) every use is in `uses`; cooldown = closed until (us)
 -- ARGV     lease_us, want, grant id, n limits, {count, period_us}*, n returned, token*, n refunded, token*
 -- Returns  {granted, wait_us, free_us, left}: tokens are named <grant id>.1 to <grant id>.<granted>.
---          granted = -1: the gate is not known (data lost); nothing may be used until it has been rebuilt.
+--          granted = -1: the past is not known as far back as the longest period (data lost, or a longer limit than
+--          before); nothing may be used until it has been rebuilt.
 --          wait_us: until the next token, 0 if one is free now. Exact unless it hangs on a loan still out, then a bound.
 --          free_us: how long the last of the granted ones had been free, -1 if for longer than anybody knows.
 --          left: how many are free besides.
@@ -38,10 +39,12 @@ for _ = 1, tonumber(arg()) do redis.call('ZREM', uses, arg()) end
 if want == 0 then return {0, 0, -1, 0} end
 
 local state = redis.call('HMGET', gate, 'known', 'cooldown')
-if state[1] ~= '1' then return {-1, 0, -1, 0} end
+local known = tonumber(state[1] or '')  -- nil also for the nonce of a rebuild under way
+if not known or known < longest then return {-1, 0, -1, 0} end
 
 -- Uses that hold no place any more stay for another period: when they ended tells for how long their tokens were free.
 redis.call('ZREMRANGEBYSCORE', uses, '-inf', us(now - 2 * longest))
+if known > 2 * longest then redis.call('HSET', gate, 'known', us(2 * longest)) end
 local free = math.huge
 for _, limit in ipairs(limits) do
   local used = redis.call('ZCOUNT', uses, '(' .. us(now - limit.period), '+inf')

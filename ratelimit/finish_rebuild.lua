@@ -1,14 +1,14 @@
 -- Bring the uses of a lost gate back and open it. KEYS[1] uses, KEYS[2] gate.
--- ARGV: nonce, closed for (us from now), keep for (us), {token, end of use (us from now, negative: in the past)}*
+-- ARGV: nonce, closed for (us from now), keep for (us), known as far back as (us), {token, end of use (us from now, negative: in the past)}*
 -- Returns 1, or 0 if this nonce is not the one the gate waits for (finished by another, or lost again).
 if redis.call('HGET', KEYS[2], 'known') ~= ARGV[1] then return 0 end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 -- GT: of what an older copy of the data still has and what the books say, the later end is the safe one.
-for i = 4, #ARGV, 2 do
+for i = 5, #ARGV, 2 do
   redis.call('ZADD', KEYS[1], 'GT', string.format('%.0f', now + ARGV[i + 1]), ARGV[i])
 end
-if #ARGV > 3 then redis.call('PEXPIRE', KEYS[1], string.format('%.0f', ARGV[3] / 1000)) end
+if #ARGV > 4 then redis.call('PEXPIRE', KEYS[1], string.format('%.0f', ARGV[3] / 1000)) end
 local cooldown = math.max(tonumber(redis.call('HGET', KEYS[2], 'cooldown') or 0), now + ARGV[2])
-redis.call('HSET', KEYS[2], 'known', '1', 'cooldown', string.format('%.0f', cooldown))
+redis.call('HSET', KEYS[2], 'known', ARGV[4], 'cooldown', string.format('%.0f', cooldown))
 return 1

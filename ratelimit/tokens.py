@@ -8,7 +8,7 @@ from which a lost Redis is rebuilt (`begin_rebuild`, `finish_rebuild`), and to n
 
 import math
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ import redis
 
 from ratelimit.connection import AWAY, NAMESPACE, know_server
 from ratelimit.errors import TokensUnavailable
-from ratelimit.limits import MICROSECONDS, Limits
+from ratelimit.limits import MAX_PERIOD_S, MICROSECONDS, Limits
 
 START_WITHIN_S = 2.0
 """A borrowed token must be on the books this soon, or be given up.
@@ -119,7 +119,7 @@ class Tokens:
 
         def use() -> Any:
             with self._redis.pipeline(transaction=False) as pipe:
-                pipe.hset(gate, "known", "1")
+                pipe.hset(gate, "known", _us(limits.longest_period_s))
                 pipe.expire(gate, round(limits.longest_period_s) + 60)
                 self._exchange(keys=[uses, gate], args=[0, 1, grant, *_flat(limits), 0, 0], client=pipe)
                 return pipe.execute()[-1]
@@ -144,14 +144,15 @@ class Tokens:
                 return pipe.execute()
 
         views = []
-        for now, known, cooldown, *uses in _answered(look) if wanted else ():
+        for (_, limits), (now, known, cooldown, *uses) in zip(wanted, _answered(look) if wanted else (), strict=True):
             ends = tuple((int(end) - int(now)) / MICROSECONDS for end in uses)
-            views.append(View(ends, max(0.0, (int(cooldown) - int(now)) / MICROSECONDS), known == "1"))
+            cooldown_s = max(0.0, (int(cooldown) - int(now)) / MICROSECONDS)
+            views.append(View(ends, cooldown_s, known.isdigit() and int(known) >= _us(limits.longest_period_s)))
         return views
 
     def open_new(self, key: str) -> None:
         """Vouch that a key has no past (it has just been created), so that it need not be rebuilt."""
-        _answered(lambda: self._redis.hsetnx(_keys(key)[1], "known", "1"))
+        _answered(lambda: self._redis.hsetnx(_keys(key)[1], "known", 2 * _us(MAX_PERIOD_S)))
 
     def lost(self) -> bool:
         """Whether Redis has lost its data since `declare_known`, as far as is known."""
@@ -165,15 +166,18 @@ class Tokens:
         """Every key's past is there."""
         _answered(lambda: self._redis.set(_KNOWN, "1"))
 
-    def begin_rebuild(self, keys: Sequence[str]) -> dict[str, str]:
-        """Mark those keys whose past is lost. Returns {key: nonce} of them; wait `START_WITHIN_S`, read the books,
-        then `finish_rebuild`."""
+    def begin_rebuild(self, keys: Mapping[str, Limits]) -> dict[str, str]:
+        """Mark those keys whose past is not known as far back as their limits go. Returns {key: nonce} of them.
+
+        Wait `START_WITHIN_S`, read the books, then `finish_rebuild`.
+        """
 
         def begin() -> list[str]:
             know_server(self._redis)
             with self._redis.pipeline(transaction=False) as pipe:
-                for key in keys:
-                    self._begin_rebuild(keys=_keys(key)[1:], args=["?" + secrets.token_hex(8)], client=pipe)
+                for key, limits in keys.items():
+                    args = ["?" + secrets.token_hex(8), _us(limits.longest_period_s)]
+                    self._begin_rebuild(keys=_keys(key)[1:], args=args, client=pipe)
                 return pipe.execute()
 
         return {key: nonce for key, nonce in zip(keys, _answered(begin), strict=True) if nonce}
@@ -185,7 +189,7 @@ class Tokens:
             with self._redis.pipeline(transaction=False) as pipe:
                 for key, nonce, limits, cooldown_s, uses in lost:
                     keep_s = limits.longest_period_s + max((use.ended_s for use in uses), default=0) + 1
-                    args: list[Any] = [nonce, _us(cooldown_s), _us(keep_s)]
+                    args: list[Any] = [nonce, _us(cooldown_s), _us(keep_s), _us(limits.longest_period_s)]
                     for use in uses:
                         args += (use.token, _us(use.ended_s))
                     self._finish_rebuild(keys=_keys(key), args=args, client=pipe)

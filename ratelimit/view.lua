@@ -1,5 +1,5 @@
 -- Look without touching. KEYS[1] uses, KEYS[2] gate; ARGV[1] longest period (us).
--- Returns {now_us, known ("1" or not), cooldown_us, end of use (us)*}, oldest first.
+-- Returns {now_us, known as far back as (us, or what is no number), cooldown_us, end of use (us)*}, oldest first.
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local state = redis.call('HMGET', KEYS[2], 'known', 'cooldown')

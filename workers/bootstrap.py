@@ -36,10 +36,10 @@ class Adapters:
 
     def submitter(self) -> Submitter:
         s = self.settings
-        return Submitter(self.db, self.tokens, self.wakeups, s.rate_limit, s.max_queue_depth)
+        return Submitter(self.db, self.tokens, self.wakeups, s.rate_limit, s.lease_s, s.max_queue_depth)
 
     def reader(self) -> Reader:
-        return Reader(self.db, self.tokens, self.wakeups, self.settings.rate_limit)
+        return Reader(self.db, self.tokens, self.wakeups, self.settings.rate_limit, self.settings.lease_s)
 
     def failures(self) -> Failures:
         return Failures(self.db, self.tokens, self.wakeups, self.settings.rate_limit)
@@ -60,6 +60,7 @@ class Adapters:
             default_limits=self.settings.rate_limit,
             retry=self.settings.retry_policy,
             send_timeout_s=self.settings.send_timeout_seconds,
+            lease_s=self.settings.lease_s,
             worker=worker,
         )
 

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ratelimit import BadLimits, Limits
+from ratelimit.tokens import START_WITHIN_S
 from workers.domain.retry import RetryPolicy
 
 BROKERS = ("redis", "rediss", "redis+socket", "sentinel", "amqp", "amqps", "pyamqp")
@@ -183,6 +184,11 @@ class Settings:
     def broker_url(self) -> str:
         """What Celery connects to. kombu has another word for a Unix socket than redis-py."""
         return self.celery_broker_url or self.redis_url.replace("unix://", "redis+socket://", 1)
+
+    @property
+    def lease_s(self) -> float:
+        """Of a token's loan: enough for the latest start and the whole exchange with the upstream."""
+        return START_WITHIN_S + self.send_timeout_seconds + 1.0
 
     @property
     def retry_policy(self) -> RetryPolicy:

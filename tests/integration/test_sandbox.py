@@ -581,6 +581,72 @@ def test_cut_midway(upstream: Sandbox, client: Client) -> None:
     assert client.texts() == ["hi"]
 
 
+def test_late_is_accepted_at_the_end_of_its_wait_also_if_nobody_waits(upstream: Sandbox) -> None:
+    hasty = Client(upstream.url, timeout_s=0.1)
+    misbehave(hasty, "late", delay_s=0.5)
+    start = time.monotonic()
+    with pytest.raises(urllib3.exceptions.ReadTimeoutError):
+        hasty.send("hi")
+    assert hasty.texts() == [], "not accepted yet"
+    while not hasty.texts():
+        assert time.monotonic() - start < 5
+        time.sleep(0.02)
+    assert time.monotonic() - start >= 0.5
+    (entry,) = upstream.ledger.entries
+    assert (entry.verdict, entry.status, entry.fault) == ("accepted", None, "late")
+
+
+def test_late_ends_with_a_cut(client: Client) -> None:
+    misbehave(client, "late", delay_s=0.1)
+    with pytest.raises(urllib3.exceptions.ProtocolError, match="closed connection without response"):
+        client.send("hi")
+    assert client.texts() == ["hi"]
+
+
+def test_late_counts_from_when_it_is_accepted() -> None:
+    ledger = Ledger("1/10s")
+    message = Message("k", "fan-1", "hi")
+    late = Fault("late")
+    assert ledger.judge(Arrival(message, 0, MIDNIGHT), lambda _: late).held
+    assert ledger.entries == []
+    ledger.judge(Arrival(message, 2 * SECOND, MIDNIGHT), held=late)
+    assert ledger.entries[0].verdict == "accepted"
+    assert ledger.wait_ns("k", 10 * SECOND) == 2 * SECOND
+
+
+def test_late_finds_the_window_full_if_it_was_filled_meanwhile() -> None:
+    ledger = Ledger("1/10s")
+    message = Message("k", "fan-1", "hi")
+    late = Fault("late")
+    ledger.judge(Arrival(message, 0, MIDNIGHT), lambda _: late)
+    judge(ledger, SECOND)
+    ledger.judge(Arrival(message, 2 * SECOND, MIDNIGHT), held=late)
+    assert [(entry.verdict, entry.overshoot) for entry in ledger.entries] == [("accepted", False), ("throttled", True)]
+
+
+def test_an_outage_refuses_everybody_for_so_long_and_forgets_nothing(client: Client) -> None:
+    client.send("before")
+    start = time.monotonic()
+    assert client.call("POST", "/_sandbox/outage", {"for_s": 0.5}).status == 200
+    refused = 0
+    while time.monotonic() - start < 5:
+        try:
+            texts = client.texts()
+            if refused:
+                break
+        except urllib3.exceptions.HTTPError:
+            refused += 1
+        time.sleep(0.02)
+    assert refused
+    assert texts == ["before"]
+    assert time.monotonic() - start >= 0.5
+
+
+@pytest.mark.parametrize("body", [{}, {"for_s": 0}, {"for_s": "1"}, {"for_s": 10**6}])
+def test_an_outage_that_makes_no_sense_is_told(client: Client, body: object) -> None:
+    assert client.call("POST", "/_sandbox/outage", body).status == 400
+
+
 def test_hang_outlasts_the_client(upstream: Sandbox) -> None:
     hasty = Client(upstream.url, timeout_s=0.2)
     misbehave(hasty, "hang")

@@ -79,7 +79,7 @@ def use_at(tokens: Tokens, clock: Clock, limits: Limits, *times_s: float) -> Non
 
 
 def rebuild(tokens: Tokens, limits: Limits, uses: Sequence[Use] = (), cooldown_s: float = 0.0) -> int:
-    nonces = tokens.begin_rebuild(["default"])
+    nonces = tokens.begin_rebuild({"default": limits})
     return tokens.finish_rebuild([(key, nonce, limits, cooldown_s, uses) for key, nonce in nonces.items()])
 
 
@@ -455,7 +455,7 @@ def test_what_was_reported_lost_is_known_again_when_declared_so(tokens: Tokens) 
 
 def test_a_rebuild_gives_out_nothing_before_it_is_finished(tokens: Tokens, clock: Clock) -> None:
     clock.lose_everything()
-    nonces = tokens.begin_rebuild(["default"])
+    nonces = tokens.begin_rebuild({"default": TEN_PER_MINUTE})
     assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).lost
     tokens.open_new("default")
     assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).lost
@@ -497,7 +497,7 @@ def test_a_rebuild_brings_the_cooldown_back(tokens: Tokens, clock: Clock) -> Non
 
 def test_a_cooldown_that_began_during_the_rebuild_is_kept(tokens: Tokens, clock: Clock) -> None:
     clock.lose_everything()
-    nonces = tokens.begin_rebuild(["default"])
+    nonces = tokens.begin_rebuild({"default": TEN_PER_MINUTE})
     tokens.cool_down("default", 30)
     tokens.finish_rebuild([("default", nonces["default"], TEN_PER_MINUTE, 20, [])])
     assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).wait_s == 30
@@ -505,11 +505,11 @@ def test_a_cooldown_that_began_during_the_rebuild_is_kept(tokens: Tokens, clock:
 
 def test_after_a_second_loss_the_first_rebuilders_picture_is_refused(tokens: Tokens, clock: Clock) -> None:
     clock.lose_everything()
-    outdated = tokens.begin_rebuild(["default"])["default"]
+    outdated = tokens.begin_rebuild({"default": TEN_PER_MINUTE})["default"]
     clock.lose_everything()
     assert tokens.finish_rebuild([("default", outdated, TEN_PER_MINUTE, 0, [])]) == 0
     assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).lost
-    current = tokens.begin_rebuild(["default"])["default"]
+    current = tokens.begin_rebuild({"default": TEN_PER_MINUTE})["default"]
     assert tokens.finish_rebuild([("default", outdated, TEN_PER_MINUTE, 0, [])]) == 0
     assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).lost
     assert tokens.finish_rebuild([("default", current, TEN_PER_MINUTE, 0, [Use("a", -1.0)])]) == 1
@@ -518,7 +518,7 @@ def test_after_a_second_loss_the_first_rebuilders_picture_is_refused(tokens: Tok
 
 def test_of_two_rebuilders_one_opens_the_gate_and_the_other_does_no_harm(tokens: Tokens, clock: Clock) -> None:
     clock.lose_everything()
-    first, second = tokens.begin_rebuild(["default"]), tokens.begin_rebuild(["default"])
+    first, second = tokens.begin_rebuild({"default": TEN_PER_MINUTE}), tokens.begin_rebuild({"default": TEN_PER_MINUTE})
     assert first == second
     assert tokens.finish_rebuild([("default", second["default"], ONE_PER_MINUTE, 0, [])]) == 1
     assert borrow(tokens, ONE_PER_MINUTE)
@@ -528,16 +528,19 @@ def test_of_two_rebuilders_one_opens_the_gate_and_the_other_does_no_harm(tokens:
 
 
 def test_only_what_is_lost_is_rebuilt(tokens: Tokens) -> None:
-    assert tokens.begin_rebuild(["default"]) == {}
-    assert list(tokens.begin_rebuild(["default", "lost-1", "lost-2"])) == ["lost-1", "lost-2"]
-    assert tokens.begin_rebuild([]) == {}
+    assert tokens.begin_rebuild({"default": TEN_PER_MINUTE}) == {}
+    assert list(tokens.begin_rebuild(dict.fromkeys(["default", "lost-1", "lost-2"], TEN_PER_MINUTE))) == [
+        "lost-1",
+        "lost-2",
+    ]
+    assert tokens.begin_rebuild({}) == {}
     assert tokens.finish_rebuild([]) == 0
     assert len(borrow(tokens, TEN_PER_MINUTE, want=10)) == 10
 
 
 def test_many_are_rebuilt_in_one_step(tokens: Tokens, clock: Clock) -> None:
     clock.lose_everything()
-    nonces = tokens.begin_rebuild(["default", "other"])
+    nonces = tokens.begin_rebuild(dict.fromkeys(["default", "other"], TEN_PER_MINUTE))
     uses = {"default": [Use("a", -1.0)], "other": [Use("b", -1.0), Use("c", -2.0)]}
     assert tokens.finish_rebuild([(key, nonce, TEN_PER_MINUTE, 0, uses[key]) for key, nonce in nonces.items()]) == 2
     left = [view.available(TEN_PER_MINUTE) for view in tokens.views([(key, TEN_PER_MINUTE) for key in nonces])]
@@ -558,7 +561,7 @@ def test_scripts_flushed_in_the_middle_are_loaded_again(tokens: Tokens, clock: C
     assert flushed().view("default", TEN_PER_MINUTE).uses == (0,)
     assert len(flushed().views([("default", TEN_PER_MINUTE)] * 3)) == 3
     assert flushed().spend("caller.alice", TEN_PER_MINUTE).tokens
-    nonce = flushed().begin_rebuild(["lost"])["lost"]
+    nonce = flushed().begin_rebuild({"lost": TEN_PER_MINUTE})["lost"]
     assert flushed().finish_rebuild([("lost", nonce, TEN_PER_MINUTE, 0, [Use("a", -1.0)])]) == 1
 
 
@@ -590,7 +593,7 @@ def test_another_server_than_before_is_not_trusted(tokens: Tokens, clock: Clock,
 
 def test_another_server_ends_a_rebuild_that_was_under_way(tokens: Tokens, clock: Clock, servers: Servers) -> None:
     clock.lose_everything()
-    nonce = tokens.begin_rebuild(["default"])["default"]
+    nonce = tokens.begin_rebuild({"default": TEN_PER_MINUTE})["default"]
     clock.set("paceline:server", "the run id of a server that is gone")
     new_connection(servers)
     assert tokens.finish_rebuild([("default", nonce, TEN_PER_MINUTE, 0, [])]) == 0
@@ -614,7 +617,7 @@ def test_what_was_rebuilt_on_an_emptied_server_is_not_forgotten_at_the_next_conn
     tokens: Tokens, clock: Clock, servers: Servers
 ) -> None:
     clock.lose_everything()
-    nonce = tokens.begin_rebuild(["default"])["default"]
+    nonce = tokens.begin_rebuild({"default": TEN_PER_MINUTE})["default"]
     new_connection(servers)
     assert tokens.finish_rebuild([("default", nonce, TEN_PER_MINUTE, 0, [])]) == 1
     tokens.declare_known()
@@ -632,7 +635,7 @@ def test_no_answer_is_tokens_unavailable(tmp_path: Path) -> None:
         lambda: tokens.view("default", TEN_PER_MINUTE),
         lambda: tokens.open_new("default"),
         lambda: tokens.lost(),
-        lambda: tokens.begin_rebuild(["default"]),
+        lambda: tokens.begin_rebuild({"default": TEN_PER_MINUTE}),
         lambda: tokens.finish_rebuild([("default", "?", TEN_PER_MINUTE, 0, [])]),
     ]
     for call in calls:
@@ -678,7 +681,7 @@ def test_time_passes_for_tokens_and_cooldowns(real_tokens: Tokens) -> None:
     tokens.give_back("default", limits, [token])
     for wait_s in (tokens.borrow("default", limits, lease_s=0).wait_s, tokens.cool_down("default", 0.3)):
         assert 0 < wait_s <= 0.3
-        time.sleep(wait_s)
+        time.sleep(wait_s + 0.005)
         assert tokens.borrow("default", limits, lease_s=0).tokens
 
 
@@ -721,3 +724,22 @@ def test_eight_threads_never_use_more_than_five_in_any_300_ms(real_tokens: Token
 def _server_time_s(adapters: Adapters) -> float:
     seconds, microseconds = adapters.redis.time()
     return seconds + microseconds / 1_000_000
+
+
+def test_a_longer_limit_than_before_is_given_nothing_until_its_past_is_known(tokens: Tokens) -> None:
+    """Uses are forgotten after the longest period; 10/minute cannot tell what 100/day needs to know."""
+    tokens.borrow("default", TEN_PER_MINUTE, lease_s=1)
+    daily = Limits.parse("10/minute,100/day")
+    assert tokens.borrow("default", daily, lease_s=1).lost
+    nonces = tokens.begin_rebuild({"default": daily})
+    yesterday = [Use(f"t{n}", -3600.0) for n in range(100)]
+    assert tokens.finish_rebuild([("default", nonces["default"], daily, 0, yesterday)]) == 1
+    grant = tokens.borrow("default", daily, lease_s=1)
+    assert (grant.tokens, grant.lost) == ((), False)
+    assert grant.wait_s == pytest.approx(23 * 3600, abs=60)
+
+
+def test_a_new_key_is_known_for_any_limit_and_a_shorter_one_needs_nothing(tokens: Tokens) -> None:
+    tokens.open_new("new")
+    assert tokens.borrow("new", Limits.parse("5/day"), lease_s=1).tokens
+    assert tokens.borrow("new", TEN_PER_MINUTE, lease_s=1).tokens

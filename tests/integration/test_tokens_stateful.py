@@ -160,7 +160,7 @@ class TokensMachine(RuleBasedStateMachine):
         self.clock.flushall()
         self.clock.set_to(self.model.now)
         self._is_closed()
-        nonces = self.tokens.begin_rebuild([KEY])
+        nonces = self.tokens.begin_rebuild({KEY: self.model.limits})
         self._is_closed()
         uses = [Use(token, (end - self.model.now) / SECOND) for token, end in self.model.ends.items()]
         cooldown_s = max(0, self.model.cooldown - self.model.now) / SECOND

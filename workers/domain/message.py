@@ -35,6 +35,7 @@ class Claim:
     """A message in the hands of one drain: attempt number `attempt` is on record, under `token`.
 
     tries: attempts since it was queued, this one included. due_s: how long it had been due when claimed.
+    queued: how many of the account's messages stood first in their lines then, this one included.
     """
 
     message_id: str
@@ -47,6 +48,7 @@ class Claim:
     tries: int
     token: str
     due_s: float = 0.0
+    queued: int = 0
 
     @property
     def line(self) -> Line:

@@ -71,14 +71,10 @@ class Dispatcher:
     default_limits: Limits
     retry: RetryPolicy
     send_timeout_s: float
+    lease_s: float
     worker: int
     stopping: threading.Event = field(default_factory=threading.Event)
     latency_s: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def lease_s(self) -> float:
-        """Of a loan: enough for the latest start and the whole exchange."""
-        return START_WITHIN_S + self.send_timeout_s + 1.0
 
     def drain(self, account_id: str) -> DrainReport:
         """Send what the account may send now. Leaves a wake-up for when there is more to do."""
@@ -92,7 +88,7 @@ class Dispatcher:
         drain = _Drain(self, account, limits, drain_id)
         try:
             messages.admit_due(self.db, account_id)
-            report = drain.run()
+            report = drain.run(messages.count_queued(self.db, account_id))
         finally:
             drain.leave()
         if report.next_s is not None:
@@ -115,10 +111,12 @@ class _Drain:
         self._refunded: list[str] = []
         self._report = DrainReport()
         self._denied_until_s = 0.0
-        self._dry = False
+        self._claimable = 0
         self._renewed_s = monotonic_s()
 
-    def run(self) -> DrainReport:
+    def run(self, queued: int) -> DrainReport:
+        """Send, until there is nothing left to send or no token to send it with. queued: how much there is, about."""
+        self._claimable = queued
         finished: list[Settlement] = []
         while True:
             borrowed_s = monotonic_s()
@@ -145,15 +143,15 @@ class _Drain:
             log.warning("drain_left_without_redis", account_id=self._account.id, error=str(error))
 
     def _wish(self, finished: list[Settlement]) -> int:
-        """How many tokens to ask for in this turn."""
+        """How many tokens to ask for in this turn: what there may be to send, and no more. A token borrowed in vain
+        is refunded soon, but meanwhile it is missing in every forecast."""
         if self._.stopping.is_set():
             return 0
         # A denial that hung on a loan of ours was a bound; with the loan given back, it is worth asking again.
         if monotonic_s() < self._denied_until_s and not (self._returned or self._refunded):
             return 0
-        room = WIDTH - len(self._out)
-        # Nothing was left to claim in the last turn; only what has just been answered may have made way for another.
-        return min(room, len(finished)) if self._dry else room
+        # Whatever has just been answered may have made way for another in its line.
+        return min(WIDTH - len(self._out), max(self._claimable, len(finished)))
 
     def _trade_tokens(self, want: int) -> tuple[tuple[str, ...], float]:
         """Return and refund what is due, and borrow up to `want`."""
@@ -202,7 +200,7 @@ class _Drain:
         self._report.claimed += len(claims)
         used = {claim.token for claim in claims}
         self._refunded += [token for token in tokens if token not in used]
-        self._dry = bool(tokens) and len(claims) < len(tokens)
+        self._claimable = claims[0].queued - len(claims) if len(claims) == len(tokens) and claims else 0
         return claims
 
     def _insist(self, work: Callable[[], tuple[Settled, list[Claim]]], must: bool) -> tuple[Settled, list[Claim]]:
@@ -235,7 +233,7 @@ class _Drain:
     def _await_answers(self) -> list[Settlement]:
         done, _ = wait(self._out, timeout=LOOK_AGAIN_S, return_when=FIRST_COMPLETED)
         if not done:
-            self._dry = False  # something may have come in meanwhile
+            self._claimable = max(self._claimable, 1)  # something may have come in meanwhile
         return [self._judge(self._out.pop(future), future.result()) for future in done]
 
     def _judge(self, claim: Claim, outcome: Outcome) -> Settlement:
@@ -257,8 +255,6 @@ class _Drain:
             if decision.reason is DeferralReason.THROTTLED:
                 telemetry.upstream_throttled.labels(self._channel.name).inc()
                 self._cool_down(decision.cooldown_s)
-            elif decision.reason is DeferralReason.PAUSED:
-                self._dry = True
         telemetry.send_latency.labels(self._channel.name).observe(outcome.latency_s)
         known_s = self._.latency_s.get(self._account.id, outcome.latency_s)
         self._.latency_s[self._account.id] = known_s + _SMOOTHING * (outcome.latency_s - known_s)
@@ -284,9 +280,5 @@ class _Drain:
         """When the account has something to do again."""
         if self._.stopping.is_set():
             return 0.0  # somebody else goes on
-        if self._dry:
-            due_s = messages.next_due_s(self._.db, self._account.id)
-            if due_s is None:
-                return None
-            return max(due_s, self._denied_until_s - monotonic_s(), SOON_S)
-        return max(self._denied_until_s - monotonic_s(), SOON_S)
+        due_s = messages.next_due_s(self._.db, self._account.id)
+        return None if due_s is None else max(due_s, self._denied_until_s - monotonic_s(), SOON_S)

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from ratelimit import Limits, View, forecast
+from ratelimit.tokens import START_WITHIN_S
 from workers.domain.state import State
 from workers.store.accounts import Account
 
@@ -36,24 +37,35 @@ def estimate(
     view: View | None,
     *,
     position: int,
+    sending: int,
     state: State,
     due_s: float,
     latency_s: float,
+    lease_s: float,
     now: datetime,
 ) -> Estimate:
     """
-    position: its place in line, 1 for next to go. due_s: seconds until it may go at all (sendAt, or a retry), 0 if now.
-    view: the account's tokens; None while Redis is away.
+    position: its place in line, 1 for next to go. sending: how many of the account's messages are being sent.
+    due_s: seconds until it may go at all (sendAt, or a retry), 0 if now.
+    view: the account's tokens; None while Redis is away. lease_s: how long a token is borrowed for.
     """
     held_s = max(account.paused_s, account.cooldown_s, view.cooldown_s if view else 0.0)
     blocked_by = _blocked_by(account, view, state, due_s)
     if view is None or not view.known or held_s == float("inf"):
         return Estimate(None, blocked_by, 0.0 if held_s == float("inf") else held_s)
     next_s = forecast(limits, view.uses, 1, latency_s=latency_s, not_before_s=held_s)
-    goes_s = forecast(limits, view.uses, position, latency_s=latency_s, not_before_s=held_s)
+    place = position - _in_hand(view, sending, lease_s)
+    goes_s = forecast(limits, view.uses, place, latency_s=latency_s, not_before_s=held_s) if place > 0 else held_s
     if blocked_by is None and goes_s > PROMPT_S:
         blocked_by = BlockedBy.RATE
     return Estimate(now + timedelta(seconds=max(goes_s, due_s)), blocked_by, next_s)
+
+
+def _in_hand(view: View, sending: int, lease_s: float) -> int:
+    """Tokens that a drain has just borrowed and not yet put a message to: the next in line go under them, now. Counted
+    as plain uses they would be in the way of the very messages they are for."""
+    fresh = sum(end > lease_s - START_WITHIN_S for end in view.uses)
+    return max(0, fresh - sending)
 
 
 def _blocked_by(account: Account, view: View | None, state: State, due_s: float) -> BlockedBy | None:

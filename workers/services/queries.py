@@ -95,6 +95,7 @@ class Reader:
     tokens: Tokens
     wakeups: Wakeups
     default_limits: Limits
+    lease_s: float
 
     def message(self, message_id: str, scope: Scope) -> Dossier:
         """Raises NotFound, also outside the scope."""
@@ -175,9 +176,11 @@ class Reader:
             self._limits(account),
             view,
             position=position,
+            sending=queries.counts(self.db, [account.id]).get(account.id, {}).get(State.SENDING, 0),
             state=State(row["state"]),
             due_s=max(0.0, (row["due_at"] - now).total_seconds()),
             latency_s=latency_s,
+            lease_s=self.lease_s,
             now=now,
         )
         return Waiting(position, promise)

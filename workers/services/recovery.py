@@ -96,14 +96,13 @@ def rebuild_tokens(db: Database, tokens: Tokens, default_limits: Limits, pause: 
     """
     if not tokens.lost():
         return 0
-    known = {account.id: account for account in accounts.all_of(db)}
-    nonces = tokens.begin_rebuild(list(known))
+    limits = {account.id: account.limits or default_limits for account in accounts.all_of(db)}
+    nonces = tokens.begin_rebuild(limits)
     opened = 0
     if nonces:
         pause(START_WITHIN_S)
-        limits = {account_id: known[account_id].limits or default_limits for account_id in nonces}
         uses: defaultdict[str, list[Use]] = defaultdict(list)
-        longest_s = max(limit.longest_period_s for limit in limits.values())
+        longest_s = max(limits[account_id].longest_period_s for account_id in nonces)
         for row in messages.token_uses(db, longest_s):
             uses[row["account_id"]].append(Use(row["token"], row["ended_s"]))
         cooldowns = {account.id: account.cooldown_s for account in accounts.all_of(db, list(nonces))}

@@ -43,6 +43,7 @@ class Submitter:
     tokens: Tokens
     wakeups: Wakeups
     default_limits: Limits
+    lease_s: float
     max_queue_depth: int
 
     def submit(
@@ -107,9 +108,11 @@ class Submitter:
             limits,
             view,
             position=standing.ahead + 1,
+            sending=standing.sending,
             state=state,
             due_s=due_s,
             latency_s=latency_s,
+            lease_s=self.lease_s,
             now=now,
         )
 

@@ -50,19 +50,22 @@ def all_of(db: Database, ids: list[str] | None = None) -> list[Account]:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """An account as a new message finds it: how many wait, and how many of these would go before it."""
+    """An account as a new message finds it: how many wait, how many of these would go before it, and how many are
+    being sent."""
 
     account: Account
     depth: int
     ahead: int
+    sending: int
 
 
 _STANDING = f"""
-SELECT {_COLUMNS}, t.depth::int, t.ahead::int
+SELECT {_COLUMNS}, t.depth::int, t.ahead::int, t.sending::int
 FROM accounts a CROSS JOIN LATERAL (
-    SELECT coalesce(sum(n), 0) AS depth,
-           coalesce(sum(n) FILTER (WHERE state <> 'scheduled' AND priority >= %(priority)s), 0) AS ahead
-    FROM tallies WHERE account_id = a.id AND state IN ('scheduled', 'held', 'queued')
+    SELECT coalesce(sum(n) FILTER (WHERE state <> 'sending'), 0) AS depth,
+           coalesce(sum(n) FILTER (WHERE state IN ('held', 'queued') AND priority >= %(priority)s), 0) AS ahead,
+           coalesce(sum(n) FILTER (WHERE state = 'sending'), 0) AS sending
+    FROM tallies WHERE account_id = a.id AND state IN ('scheduled', 'held', 'queued', 'sending')
 ) t
 WHERE a.id = %(account_id)s
 """
@@ -70,7 +73,7 @@ WHERE a.id = %(account_id)s
 
 def standing(db: Database, account_id: str, priority: int) -> Standing | None:
     row = db.one(_STANDING, {"account_id": account_id, "priority": priority})
-    return Standing(_account(row), row["depth"], row["ahead"]) if row else None
+    return Standing(_account(row), row["depth"], row["ahead"], row["sending"]) if row else None
 
 
 _PUT = """

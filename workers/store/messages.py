@@ -219,7 +219,9 @@ WITH next AS (
     SELECT id, account_id, attempts, token, %(worker)s, clock_timestamp() + %(lease_s)s * interval '1 second'
     FROM claimed
 )
-SELECT *, extract(epoch FROM statement_timestamp() - due_at)::float8 AS due_s FROM claimed
+SELECT *, extract(epoch FROM statement_timestamp() - due_at)::float8 AS due_s,
+    (SELECT sum(n)::int FROM tallies WHERE account_id = %(account_id)s AND state = 'queued') AS queued
+FROM claimed
 """
 
 
@@ -237,6 +239,17 @@ def claim_next(
         "lease_s": lease_s,
     }
     return [_claim(row) for row in c.all(_CLAIM_NEXT, params)]
+
+
+_COUNT_QUEUED = """
+SELECT coalesce(sum(n), 0)::int AS n FROM tallies WHERE account_id = %(account_id)s AND state = 'queued'
+"""
+
+
+def count_queued(db: Database, account_id: str) -> int:
+    """How many of the account's messages stand first in their lines, due or not."""
+    row = db.one(_COUNT_QUEUED, {"account_id": account_id})
+    return row["n"] if row else 0
 
 
 # What an attempt came to; shared by every way of recording one.
@@ -741,4 +754,5 @@ def _claim(row: Row) -> Claim:
         tries=row["tries"],
         token=row["token"],
         due_s=row.get("due_s", 0.0),
+        queued=row.get("queued", 0),
     )
