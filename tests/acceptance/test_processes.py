@@ -91,6 +91,7 @@ def test_stopping_finishes_and_records_what_is_in_flight(make_stack: MakeStack, 
     stack.stop()
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     assert not psutil.pid_exists(postgres) or psutil.Process(postgres).status() == psutil.STATUS_ZOMBIE
+    assert (data_dir / "logs" / "worker1.log").read_text().count('"event": "message_sent"') == 10
     again = make_stack(RATE_LIMIT="10/minute", data_dir=data_dir)
     assert sorted(Api(again).statuses()) == ["queued"] * 2 + ["sent"] * 10
 

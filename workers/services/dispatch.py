@@ -251,10 +251,9 @@ class _Drain:
             has_history=self._channel.has_history,
             time_left_s=self._.send_timeout_s - outcome.latency_s,
         )
-        if isinstance(decision, Defer):
-            if decision.reason is DeferralReason.THROTTLED:
-                telemetry.upstream_throttled.labels(self._channel.name).inc()
-                self._cool_down(decision.cooldown_s)
+        if isinstance(decision, Defer) and decision.reason is DeferralReason.THROTTLED:
+            telemetry.upstream_throttled.labels(self._channel.name).inc()
+            self._cool_down(decision.cooldown_s)
         telemetry.send_latency.labels(self._channel.name).observe(outcome.latency_s)
         known_s = self._.latency_s.get(self._account.id, outcome.latency_s)
         self._.latency_s[self._account.id] = known_s + _SMOOTHING * (outcome.latency_s - known_s)
