@@ -1,0 +1,237 @@
+"""The life cycle on the real database against a model of it in plain Python, whatever happens in whatever order.
+
+The model knows the transitions of `workers.domain.state` and one rule besides: of every line, the first that is not
+over is its head, and the others are held.
+"""
+
+import itertools
+from dataclasses import dataclass, field
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from tests.conftest import EMPTY
+from workers.bootstrap import Adapters
+from workers.domain.errors import StaleClaim
+from workers.domain.message import Claim, Line, NewMessage
+from workers.domain.outcome import Outcome, OutcomeKind
+from workers.domain.retry import DeadLetterReason, DeferralReason
+from workers.domain.state import HEADS, OVER, TALLIED, TRANSITIONS, WAITING, State
+from workers.store import failures, messages
+
+ACCEPTED = Outcome(OutcomeKind.ACCEPTED, upstream_id="u", http_status=200)
+FAILED = Outcome(OutcomeKind.FAILED, http_status=503)
+THROTTLED = Outcome(OutcomeKind.THROTTLED, http_status=429)
+UNKNOWN = Outcome(OutcomeKind.UNKNOWN)
+MOVES = {(source, transition.target) for transition in TRANSITIONS for source in transition.sources}
+
+
+@dataclass
+class Modelled:
+    """A message as the model has it. place: where it stands in its line; claims: every claim there ever was of it."""
+
+    id: str
+    line: Line
+    place: int
+    state: State
+    doubtful: bool = False
+    attempts: int = 0
+    claims: list[Claim] = field(default_factory=list)
+
+    @property
+    def current(self) -> Claim | None:
+        return self.claims[-1] if self.state is State.SENDING else None
+
+
+class LifeCycle(RuleBasedStateMachine):
+    known = Bundle("known")
+
+    def __init__(self, adapters: Adapters) -> None:
+        super().__init__()
+        self.db = adapters.db
+
+    @initialize()
+    def empty(self) -> None:
+        for statement in EMPTY:
+            self.db.all(statement)
+        self.numbers = itertools.count(1)
+        self.places = itertools.count(1)
+        self.messages: dict[str, Modelled] = {}
+
+    # --- what happens ---
+
+    @rule(target=known, recipient=st.sampled_from("ab"), priority=st.sampled_from([1, 5]))
+    def accept(self, recipient: str, priority: int) -> str:
+        line = Line("default", recipient, priority)
+        new = NewMessage(
+            id=f"msg_{next(self.numbers):026d}",
+            account_id="default",
+            recipient_id=recipient,
+            priority=priority,
+            content="x",
+        )
+        state = State.HELD if self._members(line) else State.QUEUED
+        assert messages.accept(self.db, new).state == state
+        self.messages[new.id] = Modelled(new.id, line, next(self.places), state)
+        return new.id
+
+    @rule(want=st.integers(1, 3))
+    def claim(self, want: int) -> None:
+        queued = [m for m in self.messages.values() if m.state is State.QUEUED]
+        expected = sorted(queued, key=lambda m: (-m.line.priority, m.place))[:want]
+        tokens = [f"token-{n}" for n in range(want)]
+        claims = {c.message_id: c for c in messages.claim_next(self.db, "default", tokens, worker=1, lease_s=10)}
+        assert set(claims) == {m.id for m in expected}
+        for m in expected:
+            m.attempts += 1
+            assert claims[m.id].attempt == m.attempts
+            m.claims.append(claims[m.id])
+            self._move(m, State.SENDING)
+
+    @rule(message=known)
+    def sent(self, message: str) -> None:
+        m = self.messages[message]
+        if m.current:
+            claim = m.current
+
+            def record(c):  # type: ignore[no-untyped-def]
+                sent = messages.mark_sent(c, [(claim, ACCEPTED)])
+                messages.elect_heads(c, [claim.line])
+                return sent
+
+            assert len(self.db.transaction(record)) == 1
+            m.doubtful = False
+            self._move(m, State.SENT)
+
+    @rule(message=known)
+    def retry_scheduled(self, message: str) -> None:
+        m = self.messages[message]
+        if claim := m.current:
+            self.db.transaction(lambda c: messages.schedule_retry(c, claim, FAILED, 0.0))
+            m.doubtful = False
+            m.place = next(self.places)
+            self._move(m, State.QUEUED)
+
+    @rule(message=known)
+    def deferred(self, message: str) -> None:
+        m = self.messages[message]
+        if claim := m.current:
+            self.db.transaction(lambda c: messages.defer(c, claim, THROTTLED, DeferralReason.THROTTLED))
+            m.attempts -= 1
+            self._move(m, State.QUEUED)
+
+    @rule(message=known)
+    def outcome_unknown(self, message: str) -> None:
+        m = self.messages[message]
+        if claim := m.current:
+            self.db.transaction(lambda c: messages.await_verification(c, claim, UNKNOWN, 0.0))
+            m.doubtful = True
+            self._move(m, State.VERIFYING)
+
+    @rule(message=known, found=st.booleans())
+    def looked_up(self, message: str, found: bool) -> None:
+        m = self.messages[message]
+        if m.state is not State.VERIFYING:
+            return
+        claim = m.claims[-1]
+        if found:
+            self.db.transaction(lambda c: messages.confirm_sent(c, claim, "u"))
+            self._move(m, State.SENT)
+        else:
+            self.db.transaction(lambda c: messages.confirm_absent(c, claim))
+            m.place = next(self.places)
+            self._move(m, State.QUEUED)
+        m.doubtful = False
+
+    @rule(message=known)
+    def given_up(self, message: str) -> None:
+        m = self.messages[message]
+        if claim := m.current:
+            self.db.transaction(lambda c: messages.bury(c, claim, FAILED, DeadLetterReason.RETRIES_EXHAUSTED))
+            m.doubtful = False
+            self._move(m, State.FAILED)
+
+    @rule(message=known)
+    def cancelled(self, message: str) -> None:
+        m = self.messages[message]
+        allowed = m.state in WAITING and not m.doubtful
+        assert messages.cancel(self.db, message) is allowed
+        if allowed:
+            self._move(m, State.CANCELLED)
+
+    @rule(message=known)
+    def expired(self, message: str) -> None:
+        m = self.messages[message]
+        if m.state in WAITING:
+            self.db.all("UPDATE messages SET expires_at = now() WHERE id = %(id)s", {"id": message})
+            assert messages.expire(self.db) == [(message, "default")]
+            self._move(m, State.EXPIRED)
+
+    @rule(message=known, redriven=st.just(False))
+    def retried_by_hand(self, message: str, redriven: bool) -> None:
+        m = self.messages[message]
+        done = failures.retry(self.db, [message], by="admin", redriven=redriven)
+        assert len(done) == (m.state is State.FAILED)
+        if done:
+            m.place = next(self.places)
+            m.state = State.QUEUED if not self._members(m.line) else State.HELD
+
+    @rule(message=known, which=st.integers(0, 5))
+    def a_stale_claim_comes_back(self, message: str, which: int) -> None:
+        """Whoever lost a message may not move it any more, however late it comes."""
+        m = self.messages[message]
+        stale = [c for c in m.claims if not (m.current and c.attempt == m.attempts)]
+        if not stale or (m.state in (State.VERIFYING,) and stale[-1].attempt == m.attempts):
+            return
+        claim = stale[which % len(stale)]
+        if m.state is State.SENDING and claim.attempt == m.attempts:
+            return
+        for record in (
+            lambda c: messages.schedule_retry(c, claim, FAILED, 0.0),
+            lambda c: messages.bury(c, claim, FAILED, DeadLetterReason.REJECTED),
+        ):
+            try:
+                self.db.transaction(record)  # type: ignore[arg-type]
+            except StaleClaim:
+                continue
+            raise AssertionError(f"a stale claim moved {message}")
+
+    # --- what holds ---
+
+    @invariant()
+    def the_database_agrees(self) -> None:
+        rows = self.db.all("SELECT id, state, attempts FROM messages")
+        found = {row["id"]: (State(row["state"]), row["attempts"]) for row in rows}
+        assert found == {m.id: (m.state, m.attempts) for m in self.messages.values()}
+
+    @invariant()
+    def the_tallies_agree(self) -> None:
+        tallied = self.db.all("SELECT state, sum(n)::int AS n FROM tallies GROUP BY state HAVING sum(n) <> 0")
+        states = [m.state for m in self.messages.values() if m.state in TALLIED]
+        assert {row["state"]: row["n"] for row in tallied} == {state: states.count(state) for state in states}
+
+    @invariant()
+    def nothing_is_headless(self) -> None:
+        assert messages.mend_headless_lines(self.db) == 0
+
+    def _members(self, line: Line) -> list[Modelled]:
+        """Those of a line that stand in it: its head, and the held in their order."""
+        return [m for m in self.messages.values() if m.line == line and m.state in (*HEADS, State.HELD)]
+
+    def _move(self, m: Modelled, target: State) -> None:
+        """Move one; if that took it out of its line, the first of the held becomes the head."""
+        assert (m.state, target) in MOVES
+        m.state = target
+        members = self._members(m.line)
+        if target in OVER and members and not any(member.state in HEADS for member in members):
+            min(members, key=lambda member: member.place).state = State.QUEUED
+
+
+def test_the_life_cycle_agrees_with_a_model_of_it(adapters: Adapters) -> None:
+    run_state_machine_as_test(
+        lambda: LifeCycle(adapters),
+        settings=settings(
+            max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
