@@ -93,6 +93,36 @@ def demo(messages: int, rate_limit: str) -> None:
 
 
 @paceline.command()
+@click.option("--messages", type=click.IntRange(1, 1_000_000), default=1000, show_default=True)
+@click.option("--minutes", type=click.FloatRange(0.25, 24 * 60), default=2.0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed is the same schedule.")
+@click.option("--accounts", type=click.IntRange(1, 1000), help="[default: one per 200 messages]")
+@click.option("--workers", type=click.IntRange(1, 16), default=3, show_default=True)
+@click.option("--pacers", type=click.IntRange(1, 16), default=2, show_default=True)
+@click.option("--idempotent/--no-idempotent", default=True, help="Whether the upstream honours the Idempotency-Key.")
+@click.option("--history/--no-history", default=True, help="Whether the upstream can be asked what arrived.")
+@click.option("--kills", type=click.IntRange(0), help="Of single processes.  [default: 10 per minute]")
+@click.option("--hangs", type=click.IntRange(0), help="[default: 2 per minute]")
+@click.option("--redis-losses", type=click.IntRange(0), help="[default: 3 per 2 minutes]")
+@click.option("--postgres-restarts", type=click.IntRange(0), help="[default: 1 per 2 minutes]")
+@click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep servers' data and logs there, to look at afterwards.",
+)
+def faults(messages: int, minutes: float, seed: int, data_dir: Path | None, **given: Any) -> None:
+    """A pipeline under a seeded schedule of faults, judged by its upstream: none lost, none twice, never too many.
+
+    Starts servers and a sandbox of its own; the exit code is 0 only if every guarantee held.
+    """
+    from deploy.faults import Options, run
+
+    stop = _stop_on_signal()
+    verdict = run(Options.scaled(messages, minutes, seed, **given), data_dir=data_dir, stop=stop)
+    sys.exit(0 if verdict.holds else 1)
+
+
+@paceline.command()
 @click.option("--role", type=click.Choice(["operator", "admin", "ops"]), required=True)
 @click.option("--sub", required=True, help="Who it is for.")
 @click.option("--accounts", default="*", show_default=True, help="Account ids, separated by commas, or * for all.")
@@ -215,6 +245,10 @@ def _how_to_begin(stack: Any, data_dir: Path) -> None:
 
     settings = stack.settings
     click.echo(f"logs in {data_dir / 'logs'}, docs at {stack.url}/docs")
+    if stack.sandbox:
+        click.echo(f"messages go to the sandbox at {stack.sandbox_url}")
+    elif not os.environ.get("ONLYFANS_BASE_URL"):
+        click.echo("ONLYFANS_BASE_URL is not set, so messages will not arrive; --sandbox brings an upstream along")
     if settings.jwt_secret_key is None:
         click.echo("tokens are issued elsewhere (JWT_PUBLIC_KEY or JWT_JWKS_FILE)")
         return

@@ -50,6 +50,19 @@ class Postgres:
             atexit.unregister(self._server._cleanup)  # it would look for the server again, and complain
             self._server = None
 
+    def crash(self) -> None:
+        """Stop it without a checkpoint: what was not committed is gone, the rest is recovered at the next start."""
+        os.kill(self.pid, signal.SIGQUIT)
+        self._server.get_postmaster_info().process.wait(timeout=10)
+        self.stop()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """To all its processes: SIGSTOP and SIGCONT make a server that neither answers nor hangs up."""
+        server = self._server.get_postmaster_info().process
+        for process in (server, *server.children(recursive=True)):
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+
     @property
     def pid(self) -> int:
         return self._server.get_pid()
@@ -82,6 +95,21 @@ class Valkey:
         if self._server is not None:
             self._server.stop()
             self._server = None
+
+    def kill(self) -> None:
+        """SIGKILL, as the machine's out-of-memory killer would."""
+        if self._server is not None:
+            self._server.terminate()
+            self._server = None
+
+    def empty(self) -> None:
+        """FLUSHALL: everything that connected clients took for granted is gone."""
+        with redis.Redis(unix_socket_path=str(self._server.unix_socket_path)) as client:
+            client.flushall()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """SIGSTOP and SIGCONT: a server that neither answers nor hangs up."""
+        self._server._process.send_signal(number)
 
     @property
     def pid(self) -> int:

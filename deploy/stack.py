@@ -46,6 +46,8 @@ class Service:
     arguments: list[str]
     process: subprocess.Popen[bytes] | None = None
     restarts: int = 0
+    since_s: float = 0.0
+    """When the present process was started, by the monotonic clock."""
 
 
 @dataclass
@@ -110,6 +112,15 @@ class Stack:
             with suppress(OSError):
                 os.close(end)
 
+    def send_signal(self, name: str, number: signal.Signals) -> bool:
+        """Send a signal to a service and to whatever it has started (the API's server has children). False if it is not
+        running at the moment."""
+        process = self.services[name].process
+        if process is None or process.poll() is not None:
+            return False
+        os.killpg(process.pid, number)  # each is the first of a session of its own
+        return True
+
     def _start(self) -> None:
         self.data_dir.mkdir(parents=True, exist_ok=True)
         self._environ = {**self.environ}
@@ -154,6 +165,7 @@ class Stack:
         service = self.services.setdefault(name, Service(name, arguments))
         logs = self.data_dir / "logs"
         logs.mkdir(exist_ok=True)
+        service.since_s = time.monotonic()
         with (logs / f"{name}.log").open("ab") as log:
             service.process = subprocess.Popen(
                 [sys.executable, "-m", "deploy.cli", *service.arguments],

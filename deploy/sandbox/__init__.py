@@ -17,6 +17,7 @@ What becomes of a POST /chats/send-message, in this order:
 3. a fault applies (below); a request stopped at the window has used up none
 4. `idempotent`, and the Idempotency-Key is known: the first answer again with `Idempotent-Replayed: true`;
    if the key was another message's, 409, for to swallow that message would hide a loss
+   (`late` is decided at the end of its wait, not at the beginning: from then on it counts)
 5. accepted: it has an id, is in its chat's history, and counts in the window
 
 The window is half open, (t - period, t], in whole nanoseconds: exactly one period later is allowed again.
@@ -38,6 +39,7 @@ Faults by script and by chance, and the evidence (the fields: `Fault`; which one
     GET    /_sandbox/faults    the rules, with the uses they have left, and the rates
     DELETE /_sandbox/faults    forget the rules
     PUT    /_sandbox/rates     {"rates": {"status:503": 0.05, "hang:30": 0.01}, "seed": 7}; no rates: no more
+    POST   /_sandbox/outage    {"for_s": 3}: cut everybody off, and refuse connections for so long
     GET    /_sandbox/ledger    ?since=n: the entries after the nth
     DELETE /_sandbox/ledger    forget entries, history, windows, Idempotency-Keys, and who was flaky
     GET    /_sandbox/summary   the counts, and the fullest window there was

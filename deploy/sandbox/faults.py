@@ -20,6 +20,7 @@ KINDS: Final = {
     "cut_before": "close the connection without an answer; not accepted",
     "cut": "accept, then close the connection without an answer",
     "cut_midway": "accept, then close the connection after half of the answer's body",
+    "late": "hold the request for `delay_s`, and only then accept it, and close the connection without an answer",
     "hang": "accept, hold the connection open for `delay_s` without an answer, then close it",
     "delay": "accept, answer after `delay_s`",
     "drip": "accept, answer one byte at a time, `delay_s` in all",
@@ -91,7 +92,7 @@ class Fault:
     @property
     def answers(self) -> bool:
         """Whether the client gets a status line at all."""
-        return self.kind not in ("cut_before", "cut", "hang")
+        return self.kind not in ("cut_before", "cut", "late", "hang")
 
     @property
     def wait_s(self) -> float:

@@ -116,6 +116,8 @@ class Answer:
     body: Mapping[str, object]
     headers: Mapping[str, str] = field(default_factory=dict)
     fault: Fault | None = None
+    held: bool = False
+    """Not decided yet: to be judged once more, with this fault as `held`, after the fault's `wait_s`."""
 
 
 class Ledger:
@@ -146,16 +148,24 @@ class Ledger:
         ages_out = (sent[-limit.count] + limit.period_ns for limit in self.limits if len(sent) >= limit.count)
         return max(0, max(ages_out, default=at_ns) - at_ns)
 
-    def judge(self, arrival: Arrival, misbehave: Callable[[Message], Fault | None] = lambda _: None) -> Answer:
+    def judge(
+        self,
+        arrival: Arrival,
+        misbehave: Callable[[Message], Fault | None] = lambda _: None,
+        held: Fault | None = None,
+    ) -> Answer:
         """Decide about a well-formed request, and record it.
 
-        `misbehave` is asked only about one that the window lets through. ValueError if time went back.
+        `misbehave` is asked only about one that the window lets through. One that is to be `late` is not recorded until
+        it comes a second time, as `held`: it counts from when it is accepted. ValueError if time went back.
         """
         message = arrival.message
         wait_ns = self.wait_ns(message.key, arrival.at_ns)
         if wait_ns and self.enforce:
             return self.refuse(arrival, 429, "Too many messages", wait_ns / 1e9)
-        fault = misbehave(message)
+        fault = held or misbehave(message)
+        if fault is not None and fault.kind == "late" and held is None:
+            return Answer(202, {}, {}, fault, held=True)
         if fault is not None and not fault.accepts:
             words = fault.error or f"The sandbox was told to answer {fault.status}"
             return self.refuse(arrival, fault.status, words, fault.retry_after_s, fault)

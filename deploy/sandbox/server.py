@@ -35,6 +35,9 @@ from deploy.sandbox.message import Message, parse_message, parse_object
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 STOP_WITHIN_S: Final = 0.8
 """How long `stop` waits for the connections it has cut to be seen off by their threads."""
+ANSWER_FIRST_S: Final = 0.1
+"""Before an outage begins, so that whoever asked for it hears that it will."""
+LONGEST_OUTAGE_S: Final = 3600
 
 
 class Sandbox:
@@ -71,6 +74,7 @@ class Sandbox:
         self._started_ns = time.monotonic_ns()
         self._media = count(1)
         self._server: _Server | None = None
+        self._stopped = threading.Event()
 
     @property
     def url(self) -> str:
@@ -79,6 +83,7 @@ class Sandbox:
 
     def start(self) -> Sandbox:
         """Listen, and answer from threads of its own."""
+        self._stopped.clear()
         self._server = _Server(self)
         self.port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, args=(0.02,), name="sandbox", daemon=True).start()
@@ -86,9 +91,25 @@ class Sandbox:
 
     def stop(self) -> None:
         """Stop within a second, cutting whatever is connected: idle, hanging or half answered."""
-        if self._server is not None:
-            self._server.stop()
-            self._server = None
+        self._stopped.set()
+        self._hang_up()
+
+    def go_away(self, for_s: float) -> None:
+        """An outage, from a moment from now on: everything connected is cut, and nobody can connect for so long."""
+
+        def outage() -> None:
+            if self._stopped.wait(ANSWER_FIRST_S):
+                return
+            self._hang_up()
+            if not self._stopped.wait(for_s):
+                self.start()
+
+        threading.Thread(target=outage, name="outage", daemon=True).start()
+
+    def _hang_up(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            server.stop()
 
     def __enter__(self) -> Sandbox:
         return self.start()
@@ -96,10 +117,11 @@ class Sandbox:
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
-    def receive(self, message: Message) -> Answer:
-        """Judge a request that has just been read. The only place where a message meets the clock."""
+    def receive(self, message: Message, held: Fault | None = None) -> Answer:
+        """Judge a request that has just been read, or that has been `held` long enough. The only place where a message
+        meets the clock."""
         with self._lock:
-            return self.ledger.judge(self._arrival(message), self.faults.next_for)
+            return self.ledger.judge(self._arrival(message), self.faults.next_for, held)
 
     def refuse(self, message: Message, status: int, words: str) -> Answer:
         """Record a request that is no message."""
@@ -290,7 +312,11 @@ class _Handler(BaseHTTPRequestHandler):
             message = parse_message(body, key, idempotency_key)
         except ValueError as problem:
             return sandbox.refuse(no_message, 400, str(problem))
-        return sandbox.receive(message)
+        answer = sandbox.receive(message)
+        if answer.held and answer.fault is not None:
+            self._pause(answer.fault.wait_s)
+            return sandbox.receive(message, held=answer.fault)
+        return answer
 
     def _upload(self, body: bytes) -> Answer:
         self._key()
@@ -322,6 +348,9 @@ class _Handler(BaseHTTPRequestHandler):
                     sandbox.faults.set_rates_from_json(parse_object(body))
             case "GET", ["faults"]:
                 pass
+            case "POST", ["outage"]:
+                with _told_as_400():
+                    sandbox.go_away(_outage_s(parse_object(body)))
             case _:
                 raise _RefusedError(404, f"There is no {method} /_sandbox/{'/'.join(path)} here")
         return Answer(200, sandbox.faults.to_json())
@@ -342,11 +371,11 @@ class _Handler(BaseHTTPRequestHandler):
         kind, wait_s = (answer.fault.kind, answer.fault.wait_s) if answer.fault else ("", 0.0)
         body = {name: value for name, value in answer.body.items() if name != "id" or kind != "no_id"}
         content = _encode(body).encode() if kind != "garbage" else b"\x00<html>it works</html>"
-        if kind in ("cut", "cut_before", "cut_midway", "hang"):
+        if kind in ("cut", "cut_before", "cut_midway", "late", "hang"):
             self.close_connection = True
         head = self._head(answer, len(content))
         match kind:
-            case "cut" | "cut_before":
+            case "cut" | "cut_before" | "late":
                 return
             case "cut_midway":
                 self.wfile.write(head + content[: len(content) // 2])
@@ -390,6 +419,13 @@ def _told_as_400() -> Iterator[None]:
         yield
     except ValueError as problem:
         raise _RefusedError(400, str(problem)) from problem
+
+
+def _outage_s(body: Mapping[str, object]) -> float:
+    for_s = body.get("for_s")
+    if type(for_s) not in (int, float) or not 0 < for_s <= LONGEST_OUTAGE_S:  # type: ignore[operator]
+        raise ValueError(f"for_s must be a number of seconds, up to {LONGEST_OUTAGE_S}")
+    return float(for_s)  # type: ignore[arg-type]
 
 
 def _number(query: Mapping[str, str], name: str, default: int, *, least: int = 0, most: int = 2**63) -> int:

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.acceptance
 
 @pytest.fixture
 def options() -> Options:
-    return Options.scaled(240, 0.5, 37, accounts=5, workers=2, kills=6, hangs=2)
+    return Options.scaled(240, 0.6, 37, accounts=5, workers=2, kills=6, hangs=2)
 
 
 def test_every_guarantee_holds_under_every_kind_of_fault(options: Options, tmp_path_factory) -> None:  # type: ignore[no-untyped-def]

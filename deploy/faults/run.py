@@ -1,0 +1,150 @@
+"""A run from an empty directory to the verdict."""
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+
+from rich.console import Console
+
+from api.auth import Role, issue_token
+from deploy.faults import mail, report
+from deploy.faults.chaos import Chaos
+from deploy.faults.evidence import collect
+from deploy.faults.http import Http, NoAnswer
+from deploy.faults.judge import Verdict, judge
+from deploy.faults.load import Load
+from deploy.faults.schedule import SEND_TIMEOUT_S, Kind, Options, plan
+from deploy.stack import Stack
+from ratelimit import Limits
+from workers.bootstrap import build
+from workers.store import accounts
+
+GRACE = 0.5
+"""Of the run, on top of it: how long the last messages may take before they count as lost."""
+GRACE_S = 90.0
+SAY_EVERY_S = 10.0
+LATENCY_MS = 40
+
+
+def run(
+    options: Options,
+    *,
+    data_dir: Path | None = None,
+    console: Console | None = None,
+    stop: threading.Event | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Verdict:
+    """Start everything, post, break, wait until all is over, judge, print. data_dir: where servers and logs live, to be
+    looked at afterwards; a temporary one if None."""
+    console = console or Console()
+    began_s = time.monotonic()
+    home = nullcontext(str(data_dir)) if data_dir else tempfile.TemporaryDirectory(
+        prefix="paceline-faults-", ignore_cleanup_errors=True
+    )  # fmt: skip
+    with home as directory, _stack(Path(directory), options, environ or os.environ) as stack:
+        api = _api(stack, options)
+        _create_accounts(stack, options)
+        until_s = time.monotonic() + options.duration_s * (1 + GRACE) + GRACE_S
+        load = Load(api, mail.write(options), until_s)
+        chaos = Chaos(stack, plan(options), options.seed, load.hurry)
+        chaos.start()
+        load.start()
+        try:
+            _await_end(
+                api, load, chaos, until_s, stop or threading.Event(), lambda line: console.print(line, style="dim")
+            )
+        finally:
+            load.stop()
+        evidence = collect(api, Http(stack.sandbox_url), load.posted)
+    verdict = judge(evidence, options.limits)
+    report.show(
+        console,
+        options,
+        verdict,
+        done=chaos.done,
+        repeated=load.repeated,
+        refused=[f"{refused.key}: {words}" for refused, words in load.refused],
+        wall_s=time.monotonic() - began_s,
+    )
+    return verdict
+
+
+def _stack(directory: Path, options: Options, environ: Mapping[str, str]) -> Stack:
+    sandbox = [
+        "--limits",
+        ",".join(limit.theirs for limit in options.limits),
+        "--latency-ms",
+        str(LATENCY_MS),
+        "--seed",
+        str(options.seed),
+    ]
+    sandbox += [] if options.idempotent else ["--no-idempotent"]
+    sandbox += [] if options.history else ["--no-history"]
+    settings = {
+        "DATABASE_URL": "",
+        "REDIS_URL": "",
+        "RATE_LIMIT": _ours(options),
+        "API_RATE_LIMIT": "off",
+        "ONLYFANS_IDEMPOTENT": "1" if options.idempotent else "0",
+        "SEND_TIMEOUT_SECONDS": str(SEND_TIMEOUT_S),
+        "RETRY_BASE_SECONDS": "0.5",
+        "RETRY_MAX_SECONDS": "5",
+        "MAX_ATTEMPTS": "8",
+    }
+    return Stack(
+        directory,
+        port=0,
+        sandbox=True,
+        sandbox_arguments=sandbox,
+        workers=options.workers,
+        pacers=options.pacers,
+        environ={**environ, **settings},
+    )
+
+
+def _ours(options: Options) -> str:
+    return ",".join(limit.ours for limit in options.limits)
+
+
+def _api(stack: Stack, options: Options) -> Http:
+    secret = stack.settings.jwt_secret_key
+    assert secret is not None, "a local stack has a secret of its own"
+    lives = timedelta(seconds=10 * options.duration_s + 3600)
+    token = issue_token(secret, subject="faults", role=Role.ADMIN, accounts=["*"], ttl=lives)
+    return Http(f"{stack.url}/api/onlyfans/messaging", {"Authorization": f"Bearer {token}"})
+
+
+def _create_accounts(stack: Stack, options: Options) -> None:
+    """Directly, so that each has a key and with it a window of its own upstream."""
+    adapters = build(stack.settings, name="paceline faults")
+    limits = Limits.parse(_ours(options))
+    for name in mail.accounts(options):
+        accounts.put(adapters.db, name, limits=limits, api_key=mail.api_key(name))
+        adapters.tokens.open_new(name)
+    adapters.close()
+
+
+def _await_end(
+    api: Http, load: Load, chaos: Chaos, until_s: float, stop: threading.Event, say: Callable[[str], None]
+) -> None:
+    """Until all is posted, the schedule done, and nothing waits or is on its way; or until `until_s`."""
+    began_s = said_s = time.monotonic()
+    while time.monotonic() < until_s and not stop.wait(1.0):
+        over = chaos.over and load.over  # asked before the counts: nothing is posted after them
+        try:
+            status, found = api("GET", "/status")
+        except NoAnswer:
+            continue
+        queue = found.get("queue", {})
+        if over and status == 200 and not queue["depth"] and not queue["inFlight"]:
+            return
+        if time.monotonic() - said_s >= SAY_EVERY_S:
+            said_s = time.monotonic()
+            waiting = f"{queue['depth']} waiting, {queue['inFlight']} on their way" if queue else f"HTTP {status}"
+            struck = f"{sum(chaos.done.values())} faults ({chaos.done[Kind.KILL]} kills)"
+            say(f"{said_s - began_s:4.0f} s  {len(load.posted)} accepted, {waiting}; {struck}")
