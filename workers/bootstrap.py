@@ -1,7 +1,6 @@
 """The composition root: adapters are built from settings here and nowhere else; tests swap them here."""
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import redis
@@ -14,6 +13,7 @@ from workers.services.dispatch import Dispatcher
 from workers.services.failures import Failures
 from workers.services.queries import Reader
 from workers.services.recovery import Rescuer
+from workers.services.senders import Senders
 from workers.services.submit import Submitter
 from workers.settings import Settings
 from workers.store.session import Database
@@ -56,7 +56,7 @@ class Adapters:
             tokens=self.tokens,
             wakeups=self.wakeups,
             channels=self.channels,
-            senders=ThreadPoolExecutor(SENDERS, thread_name_prefix="sender"),
+            senders=Senders(SENDERS, spare=SENDERS // 4),
             default_limits=self.settings.rate_limit,
             retry=self.settings.retry_policy,
             send_timeout_s=self.settings.send_timeout_seconds,

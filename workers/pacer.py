@@ -12,17 +12,25 @@ from kombu.exceptions import OperationalError
 
 from ratelimit import TokensUnavailable
 from workers import telemetry
+from workers.clock import monotonic_s
 from workers.telemetry import logger
+from workers.wakeups import Wakeups
 
 AT_ONCE = 500
 LONGEST_SLEEP_S = 1.0
 """So that a request to stop is heard, and a nudge that went to a pacer just killed is made good."""
+
+STALE_S = 30.0
+"""A drain that nobody began by then is dropped: the account has been published again since."""
 
 log = logger(__name__)
 
 
 class Pacer(Scheduler):
     """One tick: take what is due, publish it, sleep until there is more."""
+
+    _asked_s = float("-inf")
+    _listening = False
 
     def setup_schedule(self) -> None:
         """No periodic tasks."""
@@ -31,10 +39,12 @@ class Pacer(Scheduler):
         """Returns how long Celery should sleep besides: not at all, unless something is out of reach."""
         wakeups = self.app.process.adapters.wakeups
         try:
+            if not self._anybody_listens(wakeups):
+                return LONGEST_SLEEP_S
             due = wakeups.take_due(AT_ONCE)
             telemetry.pacer_lag.set(due.late_s)
             for account_id in due.accounts:
-                self.app.tasks["paceline.drain"].apply_async((account_id,), producer=self.producer)
+                self.app.tasks["paceline.drain"].apply_async((account_id,), producer=self.producer, expires=STALE_S)
             if len(due.accounts) < AT_ONCE:
                 wakeups.await_nudge(min(LONGEST_SLEEP_S, LONGEST_SLEEP_S if due.next_s is None else due.next_s))
         except TokensUnavailable as error:
@@ -46,3 +56,10 @@ class Pacer(Scheduler):
             self.close()
             return LONGEST_SLEEP_S
         return 0.0
+
+    def _anybody_listens(self, wakeups: Wakeups) -> bool:
+        """Whether there is a worker. Without one nothing is published: it would only pile up in the broker. What is due
+        stays where it is."""
+        if monotonic_s() - self._asked_s > LONGEST_SLEEP_S:
+            self._asked_s, self._listening = monotonic_s(), wakeups.alive("worker") > 0
+        return self._listening

@@ -19,6 +19,8 @@ from workers.telemetry import logger
 PERIOD_S = 1.0
 CHORES_S = 30.0
 DAY_S = 86_400.0
+VERIFY_EVERY_S = 1.0
+"""However many pacers there are, one look-up task is published this often."""
 
 log = logger(__name__)
 
@@ -44,13 +46,13 @@ class Reconciler:
             "expired": lambda: expire(a.db, a.wakeups),
             "woken": lambda: a.wakeups.wake_all(messages.accounts_waiting(a.db)),
             "verifying": self._have_verified,
+            "pruned": self._prune,  # a small batch each time: nothing else must wait for it
         }
         if monotonic_s() - self._chores_s > CHORES_S:
             self._chores_s = monotonic_s()
             steps["lines_mended"] = lambda: messages.mend_headless_lines(a.db)
             steps["tallies_folded"] = lambda: messages.fold_tallies(a.db)
             steps["overlooked"] = lambda: wake_overlooked(a.db, a.tokens, a.wakeups, a.settings.rate_limit)
-            steps["pruned"] = self._prune
         return {name: self._try(name, step) for name, step in steps.items()}
 
     def run(self) -> None:
@@ -69,13 +71,12 @@ class Reconciler:
         limits = {account.limits or self._a.settings.rate_limit for account in accounts.all_of(self._a.db)}
         longest_s = max((limit.longest_period_s for limit in limits), default=0.0)
         keep_s = max(self._a.settings.retention_days * DAY_S, longest_s + DAY_S)
-        pruned = 0
-        while not self._stopping.is_set() and (batch := messages.prune(self._a.db, keep_s)):
-            pruned += batch
-        return pruned
+        return messages.prune(self._a.db, keep_s)
 
     def _have_verified(self) -> int:
-        if not messages.lookups_due(self._a.db):
+        if not messages.lookups_due(self._a.db) or not self._a.wakeups.alive("worker"):
+            return 0
+        if not self._a.wakeups.may_verify(VERIFY_EVERY_S):
             return 0
         self._verify()
         return 1

@@ -1,5 +1,6 @@
 """Celery tasks: thin, and wake-ups only. What they need hangs on the application (`workers.processes`)."""
 
+import threading
 from typing import Any
 
 import structlog
@@ -9,6 +10,9 @@ from workers.celery_app import app
 from workers.domain.errors import StoreUnavailable
 from workers.services.recovery import verify as verify_due
 from workers.telemetry import logger
+
+VERIFIERS = threading.BoundedSemaphore(2)
+"""Look-ups may take long, and drains want the process's threads too."""
 
 log = logger(__name__)
 
@@ -30,7 +34,11 @@ def verify(self: Any) -> None:
     structlog.contextvars.clear_contextvars()
     process = self.app.process
     a = process.adapters
+    if not VERIFIERS.acquire(blocking=False):
+        return
     try:
         verify_due(a.db, a.wakeups, a.channels, a.settings.retry_policy, process.dispatcher.stopping)
     except (StoreUnavailable, TokensUnavailable) as error:
         log.warning("verify_interrupted", error=str(error))
+    finally:
+        VERIFIERS.release()

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     # processes, from start to end
     "workers.processes": "workers",
     "workers.tasks": "workers.celery_app workers.services workers.domain workers.telemetry ratelimit",
-    "workers.pacer": "workers.services workers.domain workers.telemetry ratelimit",
+    "workers.pacer": "workers.services workers.wakeups workers.domain workers.telemetry workers.clock ratelimit",
     "workers.reconciler": "workers.bootstrap workers.services workers.store workers.domain workers.telemetry"
     " workers.clock ratelimit",
     "workers.celery_app": "celeryconfig",

@@ -2,21 +2,25 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import psycopg
+import pytest
 
 from deploy.sandbox import Fault, Sandbox
 from ratelimit.tokens import START_WITHIN_S
 from workers.bootstrap import Adapters
+from workers.domain.errors import StoreUnavailable
 from workers.domain.outcome import Outcome, OutcomeKind
-from workers.domain.retry import MarkSent
+from workers.domain.retry import Defer, DeferralReason, MarkSent
 from workers.presence import Presence
 from workers.services.dispatch import Dispatcher
 from workers.services.recovery import DEAD_FOR_S, expire, rebuild_tokens, verify
 from workers.services.settle import Settlement, settle
 from workers.services.submit import Receipt
 from workers.store import messages, queries
+from workers.store.session import Database
 
 Submit = Callable[..., Receipt]
 
@@ -327,3 +331,116 @@ def test_postgres_connections_cut_in_the_pool_are_replaced(adapters: Adapters, s
         )
     submit("fan-2")
     assert len(queries.messages(adapters.db, queries.MessageFilter(), None, 10)) == 2
+
+
+def test_a_deferral_told_twice_does_not_touch_the_next_claim(adapters: Adapters, submit: Submit) -> None:
+    """The COMMIT of a deferral went through, nobody told us, and it is repeated; meanwhile another drain has claimed
+    the message, under the number that the deferral gave back."""
+    receipt = submit()
+    first = claim_one(adapters)
+    throttled = Settlement(first, Outcome(OutcomeKind.THROTTLED), Defer(DeferralReason.THROTTLED))
+    adapters.db.transaction(lambda c: settle(c, [throttled]))
+    second = claim_one(adapters)
+    assert (first.attempt, second.attempt) == (1, 1)
+    settled = adapters.db.transaction(lambda c: settle(c, [throttled]))
+    assert [error.message_id for error in settled.stale] == [receipt.message_id]
+    accepted = Settlement(first, Outcome(OutcomeKind.ACCEPTED, upstream_id="u"), MarkSent("u"))
+    assert adapters.db.transaction(lambda c: settle(c, [accepted])).stale
+    assert state(adapters, receipt) == "sending"
+
+
+def test_claims_whose_commit_was_never_confirmed_are_taken_back(adapters: Adapters, submit: Submit) -> None:
+    receipt = submit()
+    claim = claim_one(adapters)
+    assert adapters.db.transaction(lambda c: messages.take_back(c, [claim.token], worker=2)) == 0
+    assert adapters.db.transaction(lambda c: messages.take_back(c, [claim.token], worker=1)) == 1
+    assert state(adapters, receipt) == "queued"
+    assert claim_one(adapters).attempt == 1
+
+
+class Blinking:
+    """A database that answers the first so many transactions, and none of the next so many."""
+
+    def __init__(self, db: Database, good: int, bad: int) -> None:
+        self._db, self.good, self.bad = db, good, bad
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._db, name)
+
+    def transaction(self, work):  # type: ignore[no-untyped-def]
+        if self.good:
+            self.good -= 1
+        elif self.bad:
+            self.bad -= 1
+            raise StoreUnavailable("blinking")
+        return self._db.transaction(work)
+
+
+def test_answers_are_recorded_though_the_store_blinks_while_requests_are_out(
+    adapters: Adapters, submit: Submit, upstream: Sandbox
+) -> None:
+    upstream.latency_ms = 400
+    receipt = submit()
+    blinking = Blinking(adapters.db, good=2, bad=6)  # admitted and claimed; then the look for new messages fails
+    dispatcher = replace(adapters.dispatcher(worker=1), db=blinking)  # type: ignore[arg-type]
+    dispatcher.drain("default")
+    assert state(adapters, receipt) == "sent"
+    assert [a["outcome"] for a in queries.attempts(adapters.db, receipt.message_id)] == ["accepted"]
+
+
+def test_a_rebuild_cut_short_leaves_the_gates_closed(adapters: Adapters, submit: Submit) -> None:
+    adapters.redis.flushall()
+    assert rebuild_tokens(adapters.db, adapters.tokens, adapters.settings.rate_limit, lambda _: True) == 0
+    assert adapters.tokens.lost()
+    assert adapters.tokens.borrow("default", adapters.settings.rate_limit, lease_s=1).lost
+
+
+def test_one_entry_of_the_history_is_not_taken_for_two_messages(
+    with_settings: Callable[..., Adapters], upstream: Sandbox
+) -> None:
+    """Two look-ups at once, same chat, same text, and only one of the two arrived."""
+    adapters = with_settings(onlyfans_idempotent=False)
+    upstream.faults.add(Fault("cut", chat_id="fan-1"))
+    upstream.faults.add(Fault("cut_before", chat_id="fan-1"))
+    for priority in (5, 6):
+        wanted = {"recipient_id": "fan-1", "content": "same", "priority": priority}
+        adapters.submitter().submit(wanted, "default", subject="alice")
+    adapters.dispatcher(worker=1).drain("default")
+    adapters.db.all("UPDATE messages SET due_at = now() WHERE state = 'verifying'")
+    together = threading.Barrier(2)
+    is_anothers = messages.is_anothers
+
+    def slow(*args: object) -> bool:
+        answer = is_anothers(*args)  # type: ignore[arg-type]
+        threading.Event().wait(0.3)
+        return answer
+
+    def look() -> None:
+        together.wait()
+        verify(adapters.db, adapters.wakeups, adapters.channels, adapters.settings.retry_policy, threading.Event())
+
+    messages.is_anothers = slow  # type: ignore[assignment]
+    try:
+        lookers = [threading.Thread(target=look) for _ in range(2)]
+        for looker in lookers:
+            looker.start()
+        for looker in lookers:
+            looker.join()
+    finally:
+        messages.is_anothers = is_anothers
+    found = queries.messages(adapters.db, queries.MessageFilter(), None, 10)
+    assert sorted(row["state"] for row in found).count("sent") == 1
+
+
+def test_a_drain_makes_way_after_a_while_though_there_is_more(
+    adapters: Adapters, submit: Submit, make_account: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.services.dispatch.DRAIN_FOR_S", 0.0)
+    account = make_account(limits="1000/s")
+    for n in range(100):
+        submit(f"fan-{n}", account_id=account)
+    report = adapters.dispatcher(worker=1).drain(account)
+    assert 0 < report.settled < 100
+    assert report.next_s is not None
+    assert report.next_s < 1
+    assert account in adapters.wakeups.take_due().accounts

@@ -178,15 +178,19 @@ def test_as_many_drains_as_there_are_places(wakeups: Wakeups) -> None:
     assert wakeups.begin_drain("b", "drain-4", most=2)
 
 
-def test_a_refused_drain_leaves_a_wake_up_for_soon(wakeups: Wakeups, clock: Clock) -> None:
+def test_a_refused_drain_has_the_account_looked_at_when_a_place_is_free(wakeups: Wakeups) -> None:
     wakeups.begin_drain("a", "drain-1", most=1)
     assert not wakeups.begin_drain("a", "drain-2", most=1)
+    assert taken(wakeups) == ()  # nobody polls meanwhile
+    wakeups.end_drain("a", "drain-1")
     assert nudged(wakeups)
-    due = wakeups.take_due()
-    assert due.accounts == ()
-    assert due.next_s == 0.05
-    clock.at(0.05)
     assert taken(wakeups) == ("a",)
+
+
+def test_a_drain_that_ends_without_having_been_in_the_way_wakes_nobody(wakeups: Wakeups) -> None:
+    wakeups.begin_drain("a", "drain-1", most=1)
+    wakeups.end_drain("a", "drain-1")
+    assert taken(wakeups) == ()
 
 
 def test_a_refused_drain_does_not_put_off_an_earlier_wake_up(wakeups: Wakeups) -> None:
@@ -194,6 +198,14 @@ def test_a_refused_drain_does_not_put_off_an_earlier_wake_up(wakeups: Wakeups) -
     wakeups.wake("a", 0.01)
     wakeups.begin_drain("a", "drain-2", most=1)
     assert wakeups.take_due().next_s == 0.01
+
+
+def test_a_dead_workers_places_are_cleared_and_nobody_elses(wakeups: Wakeups) -> None:
+    wakeups.begin_drain("a", "7.one", most=2)
+    wakeups.begin_drain("a", "77.two", most=2)
+    wakeups.evict("a", 7)
+    assert wakeups.begin_drain("a", "8.three", most=2)
+    assert not wakeups.begin_drain("a", "8.four", most=2)
 
 
 def test_a_drain_that_ends_makes_room(wakeups: Wakeups) -> None:

@@ -103,6 +103,7 @@ TRANSITIONS = (
     Transition("mark_sent", (State.SENDING,), State.SENT),
     Transition("schedule_retry", (State.SENDING,), State.QUEUED),
     Transition("defer", (State.SENDING,), State.QUEUED),
+    Transition("take_back", (State.SENDING,), State.QUEUED),
     Transition("await_verification", (State.SENDING,), State.VERIFYING),
     Transition("verify_expired", (State.QUEUED,), State.VERIFYING),
     Transition("bury", (State.SENDING, State.VERIFYING), State.FAILED),

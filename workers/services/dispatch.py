@@ -18,7 +18,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 
 from ratelimit import Limits, Tokens, TokensUnavailable
@@ -30,6 +30,7 @@ from workers.domain.errors import StoreUnavailable
 from workers.domain.message import Claim
 from workers.domain.outcome import Outcome, OutcomeKind
 from workers.domain.retry import Defer, DeferralReason, RetryPolicy, decide
+from workers.services.senders import Senders
 from workers.services.settle import Settled, Settlement, announce, settle
 from workers.store import accounts, messages
 from workers.store.accounts import Account
@@ -41,8 +42,11 @@ WIDTH = 32
 """Requests that one drain keeps out at once."""
 MOST_DRAINS = 8
 """Drains of one account at once, whatever its limits: others want their turn."""
+DRAIN_FOR_S = 2.0
+"""How long a drain goes on claiming: then it makes way for others, and for one that knows the account as it is now."""
 LOOK_AGAIN_S = 0.1
 """How often a drain whose requests are still out looks for new messages meanwhile."""
+RECRUIT_EVERY_S = 0.5
 SOON_S = 0.05
 """The least delay of a wake-up for something that is due but could not be claimed just now."""
 _SMOOTHING = 0.2
@@ -67,7 +71,7 @@ class Dispatcher:
     tokens: Tokens
     wakeups: Wakeups
     channels: Mapping[str, Channel]
-    senders: Executor
+    senders: Senders
     default_limits: Limits
     retry: RetryPolicy
     send_timeout_s: float
@@ -82,7 +86,7 @@ class Dispatcher:
         if account is None:
             return DrainReport()
         limits = account.limits or self.default_limits
-        drain_id = secrets.token_hex(4)
+        drain_id = drain_name(self.worker)
         if not self.wakeups.begin_drain(account_id, drain_id, drains_needed(limits)):
             return DrainReport()
         drain = _Drain(self, account, limits, drain_id)
@@ -94,6 +98,11 @@ class Dispatcher:
         if report.next_s is not None:
             self.wakeups.wake(account_id, report.next_s)
         return report
+
+
+def drain_name(worker: int) -> str:
+    """Names its worker, so that the places of a dead one can be cleared (`Wakeups.evict`)."""
+    return f"{worker}.{secrets.token_hex(4)}"
 
 
 def drains_needed(limits: Limits) -> int:
@@ -112,7 +121,10 @@ class _Drain:
         self._report = DrainReport()
         self._denied_until_s = 0.0
         self._claimable = 0
-        self._renewed_s = monotonic_s()
+        self._places = 0
+        self._began_s = self._renewed_s = monotonic_s()
+        self._recruited_s = 0.0
+        self._placed = True
 
     def run(self, queued: int) -> DrainReport:
         """Send, until there is nothing left to send or no token to send it with. queued: how much there is, about."""
@@ -120,22 +132,25 @@ class _Drain:
         finished: list[Settlement] = []
         while True:
             borrowed_s = monotonic_s()
-            tokens, free_s = self._trade_tokens(self._wish(finished))
+            self._places = self._.senders.take(self._wish(finished), newcomer=not self._out)
+            tokens, free_s = self._trade_tokens(self._places)
             claims = self._record_and_claim(finished, tokens)
             self._start(claims, borrowed_s, free_s)
             if not self._out:
                 break
             finished = self._await_answers()
-            self._renew()
+            self._keep_place()
         self._report.next_s = self._next_s()
         return self._report
 
     def leave(self) -> None:
         """Give back what is still in hand and make room. Redis being away, both end by themselves in time."""
+        self._.senders.release(self._places)
+        self._places = 0
         try:
             if self._returned or self._refunded:
                 self._trade_tokens(0)
-            self._.wakeups.end_drain(self._account.id, self._id)
+            self._give_place_up()
             if self._report.settled:
                 latency_s = self._.latency_s.get(self._account.id, 0.0)
                 self._.wakeups.note_processed(self._account.id, time.time(), latency_s)
@@ -145,7 +160,7 @@ class _Drain:
     def _wish(self, finished: list[Settlement]) -> int:
         """How many tokens to ask for in this turn: what there may be to send, and no more. A token borrowed in vain
         is refunded soon, but meanwhile it is missing in every forecast."""
-        if self._.stopping.is_set():
+        if self._.stopping.is_set() or self._time_is_up():
             return 0
         # A denial that hung on a loan of ours was a bound; with the loan given back, it is worth asking again.
         if monotonic_s() < self._denied_until_s and not (self._returned or self._refunded):
@@ -174,24 +189,46 @@ class _Drain:
             return (), math.inf
         self._returned, self._refunded = [], []
         if grant.lost:
-            log.warning("tokens_lost", account_id=self._account.id)
-            self._.tokens.report_loss()
-            self._denied_until_s = monotonic_s() + 1.0
+            self._report_loss()
         elif len(grant.tokens) < want:
             self._denied_until_s = monotonic_s() + grant.wait_s
+        elif grant.left:
+            self._recruit()
         return grant.tokens, grant.free_s
+
+    def _report_loss(self) -> None:
+        log.warning("tokens_lost", account_id=self._account.id)
+        self._denied_until_s = monotonic_s() + 1.0
+        try:
+            self._.tokens.report_loss()
+        except TokensUnavailable as error:  # then the next one to be told reports it
+            log.warning("loss_not_reported", error=str(error))
+
+    def _recruit(self) -> None:
+        """This drain is full, and there are more tokens and messages: have another one started, in time."""
+        full = len(self._out) + self._places >= WIDTH
+        if full and self._claimable > self._places and monotonic_s() - self._recruited_s > RECRUIT_EVERY_S:
+            self._recruited_s = monotonic_s()
+            try:
+                self._.wakeups.wake(self._account.id)
+            except TokensUnavailable as error:
+                log.warning("wake_lost", account_id=self._account.id, error=str(error))
 
     def _record_and_claim(self, finished: list[Settlement], tokens: tuple[str, ...]) -> list[Claim]:
         """Record what has ended and claim what comes next, in one COMMIT."""
         if not (finished or tokens):
             return []
 
-        def work(c: Connection) -> tuple[Settled, list[Claim]]:
+        def work(c: Connection, again: bool) -> tuple[Settled, list[Claim]]:
+            if again:  # the last COMMIT may have gone through, and nobody have told us
+                messages.take_back(c, tokens, self._.worker)
             settled = settle(c, finished)
             return settled, messages.claim_next(c, self._account.id, tokens, self._.worker, self._.lease_s)
 
         try:
-            settled, claims = self._insist(lambda: self._.db.transaction(work), bool(finished))
+            settled, claims = self._insist(
+                lambda again: self._.db.transaction(lambda c: work(c, again)), must=bool(finished)
+            )
         except BaseException:
             self._refunded += tokens
             raise
@@ -203,16 +240,22 @@ class _Drain:
         self._claimable = claims[0].queued - len(claims) if len(claims) == len(tokens) and claims else 0
         return claims
 
-    def _insist(self, work: Callable[[], tuple[Settled, list[Claim]]], must: bool) -> tuple[Settled, list[Claim]]:
+    def _insist(
+        self, work: Callable[[bool], tuple[Settled, list[Claim]]], *, must: bool
+    ) -> tuple[Settled, list[Claim]]:
         """What was sent must be recorded: keep trying while this process lives. What it could not record in the end is
         found by the reconciler as an attempt without an outcome."""
-        pause_s = 0.05
+        pause_s, again = 0.05, False
         while True:
             try:
-                return work()
+                return work(again)
             except StoreUnavailable as error:
-                if not must:
+                again = True
+                if not must and not self._out:
                     raise
+                if not must:  # nothing to record yet, but what is out must not be abandoned
+                    log.warning("claim_put_off", account_id=self._account.id, error=str(error))
+                    return Settled((), (), ()), []
                 log.warning("record_delayed", account_id=self._account.id, error=str(error))
                 time.sleep(pause_s)
                 pause_s = min(pause_s * 2, 1.0)
@@ -229,12 +272,22 @@ class _Drain:
                 timeout_s=self._.send_timeout_s,
             )
             self._out[future] = claim
+        self._.senders.release(self._places - len(claims))
+        self._places = 0
 
     def _await_answers(self) -> list[Settlement]:
         done, _ = wait(self._out, timeout=LOOK_AGAIN_S, return_when=FIRST_COMPLETED)
         if not done:
             self._claimable = max(self._claimable, 1)  # something may have come in meanwhile
-        return [self._judge(self._out.pop(future), future.result()) for future in done]
+        return [self._judge(self._out.pop(future), self._outcome(future)) for future in done]
+
+    def _outcome(self, future: Future[Outcome]) -> Outcome:
+        """Channels do not raise; should one all the same, the others' outcomes must not be lost with it."""
+        try:
+            return future.result()
+        except Exception as error:
+            log.exception("send_broke", account_id=self._account.id)
+            return Outcome(OutcomeKind.UNKNOWN, error=type(error).__name__)
 
     def _judge(self, claim: Claim, outcome: Outcome) -> Settlement:
         """Decide what follows, and what becomes of the token."""
@@ -266,14 +319,25 @@ class _Drain:
             log.warning("cooldown_only_in_store", account_id=self._account.id)
         self._denied_until_s = max(self._denied_until_s, monotonic_s() + for_s)
 
-    def _renew(self) -> None:
-        if monotonic_s() - self._renewed_s < DRAIN_LEASE_S / 3:
-            return
-        self._renewed_s = monotonic_s()
+    def _time_is_up(self) -> bool:
+        return self._report.claimed > 0 and monotonic_s() - self._began_s > DRAIN_FOR_S
+
+    def _keep_place(self) -> None:
+        """Renew the drain's place now and then; give it up when its time is up, for what is out needs none."""
         try:
-            self._.wakeups.renew_drain(self._account.id, self._id)
+            if self._placed and self._time_is_up():
+                self._give_place_up()
+                self._.wakeups.wake(self._account.id)
+            elif self._placed and monotonic_s() - self._renewed_s > DRAIN_LEASE_S / 3:
+                self._renewed_s = monotonic_s()
+                self._.wakeups.renew_drain(self._account.id, self._id)
         except TokensUnavailable as error:
-            log.warning("drain_not_renewed", account_id=self._account.id, error=str(error))
+            log.warning("place_not_kept", account_id=self._account.id, error=str(error))
+
+    def _give_place_up(self) -> None:
+        if self._placed:
+            self._placed = False
+            self._.wakeups.end_drain(self._account.id, self._id)
 
     def _next_s(self) -> float | None:
         """When the account has something to do again."""

@@ -18,7 +18,7 @@ from workers import telemetry
 from workers.channels.base import Channel
 from workers.clock import monotonic_s
 from workers.domain.errors import StaleClaim
-from workers.domain.outcome import Evidence, Outcome, OutcomeKind
+from workers.domain.outcome import Evidence, Finding, Outcome, OutcomeKind
 from workers.domain.retry import DeadLetterReason, RetryPolicy, ScheduleRetry, backoff_s, decide
 from workers.presence import LOCK_CLASS
 from workers.services.settle import Settlement, announce, settle
@@ -84,15 +84,18 @@ class Rescuer:
         if settled.stale:
             return 0
         telemetry.rescued.inc()
+        if what == "died":
+            self.wakeups.evict(orphan.claim.account_id, orphan.worker)
         self.wakeups.wake(orphan.claim.account_id)
         return 1
 
 
-def rebuild_tokens(db: Database, tokens: Tokens, default_limits: Limits, pause: Callable[[float], object]) -> int:
+def rebuild_tokens(db: Database, tokens: Tokens, default_limits: Limits, pause: Callable[[float], bool | None]) -> int:
     """If Redis lost its data: bring back the uses of every account from the attempts on record, with one query, and
     only then open the accounts' gates again. Returns how many it opened.
 
-    pause(seconds) waits between marking the gates and reading the books; see `ratelimit.tokens.START_WITHIN_S`.
+    pause(seconds) waits between marking the gates and reading the books; see `ratelimit.tokens.START_WITHIN_S`. It
+    returns True if it was cut short.
     """
     if not tokens.lost():
         return 0
@@ -100,7 +103,8 @@ def rebuild_tokens(db: Database, tokens: Tokens, default_limits: Limits, pause: 
     nonces = tokens.begin_rebuild(limits)
     opened = 0
     if nonces:
-        pause(START_WITHIN_S)
+        if pause(START_WITHIN_S):
+            return 0  # stopped before the wait was over: the gates stay closed for whoever comes next
         uses: defaultdict[str, list[Use]] = defaultdict(list)
         longest_s = max(limits[account_id].longest_period_s for account_id in nonces)
         for row in messages.token_uses(db, longest_s):
@@ -158,6 +162,21 @@ def verify(
     return verified
 
 
+def _find(channel: Channel, lookup: messages.Lookup, api_key: str | None) -> Finding:
+    """Channels do not raise; should one all the same, its message must not be looked up for ever."""
+    try:
+        return channel.find(
+            lookup.claim,
+            api_key,
+            started_ago_s=lookup.started_ago_s,
+            known_ids=lookup.known_ids,
+            timeout_s=LOOKUP_TIMEOUT_S,
+        )
+    except Exception as error:
+        log.exception("lookup_broke", message_id=lookup.claim.message_id)
+        return Finding(Evidence.UNAVAILABLE, error=type(error).__name__)
+
+
 def _verify_one(
     db: Database,
     wakeups: Wakeups,
@@ -168,15 +187,10 @@ def _verify_one(
     claim = lookup.claim
     account = accounts.get(db, claim.account_id)
     assert account is not None, "messages refer to accounts"
-    finding = channels[account.channel].find(
-        claim,
-        account.api_key,
-        started_ago_s=lookup.started_ago_s,
-        known_ids=lookup.known_ids,
-        timeout_s=LOOKUP_TIMEOUT_S,
-    )
+    finding = _find(channels[account.channel], lookup, account.api_key)
 
     def work(c: Connection) -> str:
+        messages.lock_chat(c, claim)
         found = finding.evidence is Evidence.FOUND
         if found and not messages.is_anothers(c, claim, finding.upstream_id):
             messages.confirm_sent(c, claim, finding.upstream_id)

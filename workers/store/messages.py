@@ -147,7 +147,10 @@ def admit_due(db: Database, account_id: str) -> int:
         elect_heads(c, map(_line, rows))
         return len(rows)
 
-    return db.transaction(work)
+    admitted = 0
+    while batch := db.transaction(work):
+        admitted += batch
+    return admitted
 
 
 _ELECT_HEADS = """
@@ -252,27 +255,31 @@ def count_queued(db: Database, account_id: str) -> int:
     return row["n"] if row else 0
 
 
-# What an attempt came to; shared by every way of recording one.
+# What an attempt came to; shared by every way of recording one. The number alone does not tell whose attempt it is: a
+# deferral gives it back, and the next claim takes it again. The token does.
 _CLOSE_ATTEMPT = """
 closed AS (
     UPDATE attempts SET outcome = %(outcome)s, ended_at = clock_timestamp(), counted = %(counted)s, spent = %(spent)s,
         deferral = %(deferral)s, http_status = %(http_status)s, latency_ms = %(latency_ms)s, error = %(error)s
-    WHERE message_id = %(message_id)s AND number = %(attempt)s AND outcome IS NULL
+    WHERE message_id = %(message_id)s AND number = %(attempt)s AND token = %(token)s AND outcome IS NULL
     RETURNING message_id
 )"""
 
 _MARK_SENT = """
 WITH o AS (
     SELECT * FROM unnest(%(ids)s::text[], %(attempts)s::int[], %(upstream_ids)s::text[], %(statuses)s::int[],
-                         %(latencies)s::int[]) AS o (message_id, attempt, upstream_id, http_status, latency_ms)
+                         %(latencies)s::int[], %(tokens)s::text[])
+        AS o (message_id, attempt, upstream_id, http_status, latency_ms, token)
 ), closed AS (
     UPDATE attempts a SET outcome = 'accepted', ended_at = clock_timestamp(), http_status = o.http_status,
         latency_ms = o.latency_ms
-    FROM o WHERE a.message_id = o.message_id AND a.number = o.attempt AND a.outcome IS NULL
+    FROM o
+    WHERE a.message_id = o.message_id AND a.number = o.attempt AND a.token = o.token AND a.outcome IS NULL
+    RETURNING a.message_id, a.number, o.upstream_id
 )
 UPDATE messages m SET state = 'sent', sent_at = clock_timestamp(), ended_at = clock_timestamp(),
-    upstream_id = o.upstream_id
-FROM o WHERE m.id = o.message_id AND m.state = 'sending' AND m.attempts = o.attempt
+    upstream_id = closed.upstream_id
+FROM closed WHERE m.id = closed.message_id AND m.state = 'sending' AND m.attempts = closed.number
 RETURNING m.id, extract(epoch FROM m.sent_at - m.queued_at)::float8 AS waited_s,
     extract(epoch FROM m.sent_at - m.estimated_at)::float8 AS estimate_error_s
 """
@@ -289,6 +296,7 @@ def mark_sent(c: Connection, accepted: Sequence[tuple[Claim, Outcome]]) -> list[
         "upstream_ids": [outcome.upstream_id for _, outcome in accepted],
         "statuses": [outcome.http_status for _, outcome in accepted],
         "latencies": [round(outcome.latency_s * 1000) for _, outcome in accepted],
+        "tokens": [claim.token for claim, _ in accepted],
     }
     return [Sent(row["id"], row["waited_s"], row["estimate_error_s"]) for row in c.all(_MARK_SENT, params)]
 
@@ -317,6 +325,25 @@ RETURNING m.id
 def defer(c: Connection, claim: Claim, outcome: Outcome, reason: DeferralReason) -> None:
     """Not its turn after all: back to its old place, nothing counted."""
     _move(c, _DEFER, claim, outcome, counted=False, deferral=str(reason))
+
+
+_TAKE_BACK = """
+WITH closed AS (
+    UPDATE attempts SET outcome = 'failed', ended_at = clock_timestamp(), counted = false, spent = false,
+        deferral = 'interrupted', error = 'claimed, but nobody knew'
+    WHERE token = ANY(%(tokens)s::text[]) AND worker = %(worker)s AND outcome IS NULL
+    RETURNING message_id, number
+)
+UPDATE messages m SET state = 'queued', attempts = m.attempts - 1, tries = m.tries - 1
+FROM closed WHERE m.id = closed.message_id AND m.state = 'sending' AND m.attempts = closed.number
+RETURNING m.id
+"""
+
+
+def take_back(c: Connection, tokens: Sequence[str], worker: int) -> int:
+    """Undo claims under these tokens whose COMMIT was never confirmed to this worker: nothing of them left. Returns how
+    many there were."""
+    return len(c.all(_TAKE_BACK, {"tokens": list(tokens), "worker": worker})) if tokens else 0
 
 
 _BURY = f"""
@@ -361,7 +388,7 @@ _ACCEPT_LATE_ANSWER = """
 WITH doubtful AS (
     -- It ended now, with its answer, not when it was written off: the upstream may have taken it in between.
     UPDATE attempts SET outcome = 'accepted', ended_at = clock_timestamp(), http_status = %(http_status)s, error = NULL
-    WHERE message_id = %(message_id)s AND number = %(attempt)s AND outcome = 'unknown'
+    WHERE message_id = %(message_id)s AND number = %(attempt)s AND token = %(token)s AND outcome = 'unknown'
     RETURNING message_id
 ), closed AS (
     UPDATE dead_letters d SET closed_at = clock_timestamp(), closed_as = 'sent', closed_by = 'late answer'
@@ -380,6 +407,7 @@ def accept_late_answer(c: Connection, claim: Claim, outcome: Outcome) -> None:
     params = {
         "message_id": claim.message_id,
         "attempt": claim.attempt,
+        "token": claim.token,
         "http_status": outcome.http_status,
         "upstream_id": outcome.upstream_id,
     }
@@ -395,6 +423,7 @@ def _move(
     params |= {
         "message_id": claim.message_id,
         "attempt": claim.attempt,
+        "token": claim.token,
         "outcome": str(outcome.kind),
         "counted": counted,
         "deferral": deferral,
@@ -472,6 +501,13 @@ def confirm_sent(c: Connection, claim: Claim, upstream_id: str | None) -> None:
     elect_heads(c, [claim.line])
 
 
+def lock_chat(c: Connection, claim: Claim) -> None:
+    """Until the end of the transaction nobody else decides what was found in this chat: two look-ups at once must not
+    take one entry of the history for two messages. A later statement sees what whoever was first has committed."""
+    key = f"{claim.account_id} {claim.recipient_id}"
+    c.all("SELECT pg_advisory_xact_lock(hashtextextended(%(key)s, 0))", {"key": key})
+
+
 _ANOTHERS = """
 SELECT 1 FROM messages mine JOIN messages other USING (account_id, recipient_id)
 WHERE mine.id = %(message_id)s AND other.id <> mine.id
@@ -489,8 +525,11 @@ def is_anothers(c: Connection, claim: Claim, upstream_id: str | None) -> bool:
 
 _CONFIRM_ABSENT = """
 WITH known AS (
-    UPDATE attempts SET outcome = 'failed', error = concat_ws('; ', error, 'looked up: it did not arrive')
-    WHERE message_id = %(message_id)s AND number <= %(attempt)s AND counted AND outcome = 'unknown'
+    -- For the tokens it ended with its deadline all the same: no answer came, and the upstream may have seen it.
+    UPDATE attempts SET outcome = 'failed', ended_at = greatest(ended_at, deadline_at),
+        error = concat_ws('; ', error, 'looked up: it did not arrive')
+    WHERE message_id = %(message_id)s AND number <= %(attempt)s AND number > %(attempt)s - %(tries)s
+      AND counted AND outcome = 'unknown'
 )
 UPDATE messages SET state = 'queued', due_at = clock_timestamp()
 WHERE id = %(message_id)s AND state = 'verifying' AND attempts = %(attempt)s
@@ -500,7 +539,8 @@ RETURNING id
 
 def confirm_absent(c: Connection, claim: Claim) -> None:
     """The upstream's history proves that it did not arrive: it may go again."""
-    if not c.all(_CONFIRM_ABSENT, {"message_id": claim.message_id, "attempt": claim.attempt}):
+    params = {"message_id": claim.message_id, "attempt": claim.attempt, "tries": claim.tries}
+    if not c.all(_CONFIRM_ABSENT, params):
         raise StaleClaim(claim.message_id, claim.attempt)
 
 

@@ -18,7 +18,7 @@ from ratelimit.limits import MICROSECONDS
 
 PUBLISHED_FOR_S = 3.0
 """A drain task that has not begun this long after it was published counts as lost."""
-DRAIN_LEASE_S = 5.0
+DRAIN_LEASE_S = 3.0
 """A drain that has not renewed its place for this long counts as dead."""
 EXPECTED_LATENCY_S = 0.2
 """Of an upstream that has not answered yet."""
@@ -26,6 +26,7 @@ EXPECTED_LATENCY_S = 0.2
 # One hash tag: these belong to one script, so Redis Cluster must keep them on one node. They are small.
 _KEYS = "paceline:{wakeups}:"
 _DUE, _PUBLISHED, _NUDGE = _KEYS + "due", _KEYS + "published", _KEYS + "nudge"
+_AGAIN, _VERIFY = _KEYS + "again", _KEYS + "verify"
 _PROCESSED, _LATENCY = _KEYS + "processed", _KEYS + "latency"
 
 _T = TypeVar("_T")
@@ -49,6 +50,7 @@ class Wakeups:
         self._wake = _script(client, "wake")
         self._take_due = _script(client, "take_due")
         self._begin_drain = _script(client, "begin_drain")
+        self._end_drain = _script(client, "end_drain")
 
     def wake(self, account_id: str, delay_s: float = 0.0) -> None:
         """Have the account drained in `delay_s` seconds, or earlier if it is due earlier already."""
@@ -68,9 +70,14 @@ class Wakeups:
                     pipe.zcount(_drains(account), now, "+inf")
                 return [account for account, drains in zip(idle, pipe.execute(), strict=True) if not drains]
 
+        def wake(lost: list[str]) -> None:
+            with self._redis.pipeline(transaction=False) as pipe:
+                for account_id in lost:
+                    self._wake(keys=[_DUE, _NUDGE], args=[account_id, 0], client=pipe)
+                pipe.execute()
+
         lost = self._do(forgotten)
-        for account_id in lost:
-            self.wake(account_id)
+        self._do(lambda: wake(lost))
         return len(lost)
 
     def take_due(self, most: int = 500) -> Due:
@@ -86,8 +93,8 @@ class Wakeups:
         return self._do(lambda: self._redis.blpop([_NUDGE], timeout=max(timeout_s, 0.001))) is not None
 
     def begin_drain(self, account_id: str, drain_id: str, most: int) -> bool:
-        """Take one of the account's `most` places for drains. False if all are taken: then a wake-up is left, so that
-        what those in their last step overlook is looked at again soon."""
+        """Take one of the account's `most` places for drains. False if all are taken: then whoever gives one up has the
+        account looked at again, so that what came in during its last step is not overlooked."""
         args = [account_id, drain_id, most, _us(DRAIN_LEASE_S)]
         return bool(self._place(account_id, args))
 
@@ -96,11 +103,27 @@ class Wakeups:
         self._place(account_id, args)
 
     def _place(self, account_id: str, args: list[Any]) -> int:
-        keys = [_PUBLISHED, _drains(account_id), _DUE, _NUDGE]
+        keys = [_PUBLISHED, _drains(account_id), _AGAIN]
         return int(self._do(lambda: self._begin_drain(keys=keys, args=args)))
 
     def end_drain(self, account_id: str, drain_id: str) -> None:
-        self._do(lambda: self._redis.zrem(_drains(account_id), drain_id))
+        keys = [_drains(account_id), _AGAIN, _DUE, _NUDGE]
+        self._do(lambda: self._end_drain(keys=keys, args=[account_id, drain_id]))
+
+    def evict(self, account_id: str, worker: int) -> None:
+        """Clear the places of a dead worker's drains (named `<worker>.…`), so that others need not wait for its leases
+        to end."""
+
+        def clear() -> None:
+            drains = map(str, self._redis.zrange(_drains(account_id), 0, -1))
+            if gone := [drain for drain in drains if drain.startswith(f"{worker}.")]:
+                self._redis.zrem(_drains(account_id), *gone)
+
+        self._do(clear)
+
+    def may_verify(self, every_s: float) -> bool:
+        """Whether it is time to have unknown outcomes looked up again, whoever asks: at most once in `every_s`."""
+        return bool(self._do(lambda: self._redis.set(_VERIFY, "1", nx=True, px=round(every_s * 1000))))
 
     def note_processed(self, account_id: str, at_s: float, latency_s: float) -> None:
         """Remember when a message of the account was last dealt with (Unix time), for people to see, and how long its
