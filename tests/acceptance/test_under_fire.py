@@ -9,6 +9,7 @@ import pytest
 
 from deploy.stack import Stack
 from tests.acceptance.conftest import Api, upstream
+from workers.bootstrap import build
 
 pytestmark = pytest.mark.acceptance
 
@@ -87,3 +88,31 @@ def test_two_hundred_cut_off(make_stack: MakeStack, history: bool) -> None:
     assert (summary["accepted"], summary["duplicates"]) == (200, 0)
     if not history:
         assert api("GET", "/failed?reason=outcome_unknown")[1]["total"] == 200
+
+
+def test_a_calm_neighbour_is_served_while_many_are_busy(make_stack: MakeStack) -> None:
+    """More busy accounts than a worker has threads, each with a backlog and a slow upstream."""
+    stack = make_stack(RATE_LIMIT="10/minute", sandbox=["--latency-ms", "1500", "--no-enforce"])
+    api = Api(stack)
+    adapters = build(stack.settings)
+    try:
+        for n in range(40):
+            api("PUT", f"/accounts/busy-{n}", {"limits": "1000/s"})
+        adapters.db.all(
+            "INSERT INTO messages (id, account_id, recipient_id, priority, state, content, due_at) "
+            "SELECT 'msg_' || lpad(n::text, 26, '0'), 'busy-' || mod(n, 40), 'fan-' || n, 5, 'queued', 'x', now() "
+            "FROM generate_series(1, 20000) AS n"
+        )
+        time.sleep(5)  # by now every thread is taken
+        calm = api.send("fan-calm")
+        deadline = time.monotonic() + 30
+        while api.message(calm)["status"] != "sent":
+            assert time.monotonic() < deadline, "its neighbours are in the way"
+            time.sleep(0.1)
+        interrupted = adapters.db.one("SELECT count(*) AS n FROM attempts WHERE deferral = 'interrupted'")
+        sent = adapters.db.one("SELECT count(*) AS n FROM attempts WHERE outcome = 'accepted'")
+        assert interrupted is not None
+        assert sent is not None
+        assert interrupted["n"] < sent["n"] / 10, "claimed far more than could be started"
+    finally:
+        adapters.close()
