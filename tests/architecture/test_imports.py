@@ -36,7 +36,7 @@ MAY_IMPORT = {
     # the outside, each room knowing only its own part of it
     "workers.store": "workers.domain ratelimit",
     "workers.channels": "workers.domain workers.clock",
-    "workers.wakeups": "ratelimit",
+    "workers.wakeups": "workers.telemetry ratelimit",
     "workers.presence": "workers.wakeups workers.telemetry ratelimit",
     # what knows nobody
     "workers.settings": "workers.domain ratelimit",

@@ -42,9 +42,9 @@ class Accounts:
         try:
             if created:
                 self.tokens.open_new(account_id)
-            self.wakeups.wake(account_id)
-        except TokensUnavailable as error:  # then the reconciler finds it, and it starts two seconds later
-            log.warning("wake_lost", account_id=account_id, error=str(error))
+        except TokensUnavailable as error:  # then it is rebuilt like any other, and starts two seconds later
+            log.warning("tokens_not_opened", account_id=account_id, error=str(error))
+        self.wakeups.try_wake(account_id)
         return self._get(account_id)
 
     def pause(self, account_id: str, *, reason: str, until: datetime | None, by: str) -> Account:
@@ -53,7 +53,7 @@ class Accounts:
             raise NotFound(f"No account {account_id}")
         log.info("account_paused", account_id=account_id, by=by)
         if until is not None:
-            self._wake(account_id)
+            self.wakeups.try_wake(account_id)
         return self._get(account_id)
 
     def resume(self, account_id: str, *, by: str) -> Account:
@@ -61,7 +61,7 @@ class Accounts:
         if not accounts.resume(self.db, account_id):
             raise NotFound(f"No account {account_id}")
         log.info("account_resumed", account_id=account_id, by=by)
-        self._wake(account_id)
+        self.wakeups.try_wake(account_id)
         return self._get(account_id)
 
     def _get(self, account_id: str) -> Account:
@@ -69,9 +69,3 @@ class Accounts:
         if account is None:
             raise NotFound(f"No account {account_id}")
         return account
-
-    def _wake(self, account_id: str) -> None:
-        try:
-            self.wakeups.wake(account_id)
-        except TokensUnavailable as error:  # the reconciler wakes it
-            log.warning("wake_lost", account_id=account_id, error=str(error))

@@ -1,6 +1,5 @@
 """Cancel a message that still waits."""
 
-from ratelimit import TokensUnavailable
 from workers.domain.errors import Conflict, NotFound
 from workers.domain.state import State, Status
 from workers.store import messages, queries
@@ -24,7 +23,4 @@ def cancel(db: Database, wakeups: Wakeups, message_id: str, *, scope: Scope, by:
         raise Conflict(f"Only waiting messages can be cancelled; this one is {status}")
     messages_processed.labels("cancelled").inc()
     log.info("message_cancelled", message_id=message_id, account_id=row["account_id"], by=by)
-    try:
-        wakeups.wake(row["account_id"])  # whoever stood behind it in line may go now
-    except TokensUnavailable as error:
-        log.warning("wake_lost", account_id=row["account_id"], error=str(error))
+    wakeups.try_wake(row["account_id"])  # whoever stood behind it in line may go now

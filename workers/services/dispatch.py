@@ -209,10 +209,7 @@ class _Drain:
         full = len(self._out) + self._places >= WIDTH
         if full and self._claimable > self._places and monotonic_s() - self._recruited_s > RECRUIT_EVERY_S:
             self._recruited_s = monotonic_s()
-            try:
-                self._.wakeups.wake(self._account.id)
-            except TokensUnavailable as error:
-                log.warning("wake_lost", account_id=self._account.id, error=str(error))
+            self._.wakeups.try_wake(self._account.id)
 
     def _record_and_claim(self, finished: list[Settlement], tokens: tuple[str, ...]) -> list[Claim]:
         """Record what has ended and claim what comes next, in one COMMIT."""

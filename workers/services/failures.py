@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from ratelimit import Limits, Tokens, TokensUnavailable, forecast
+from ratelimit import Limits, Tokens, forecast
 from workers.domain.errors import Conflict, NotFound
 from workers.domain.state import WAITING, State
 from workers.services.submit import look
@@ -48,7 +48,7 @@ class Failures:
             now = self._message(message_id, scope)
             raise Conflict(f"Only failed messages can be retried; this one is {self._status(now)}")
         log.info("message_retried", message_id=message_id, account_id=row["account_id"], by=by)
-        self._wake(row["account_id"])
+        self.wakeups.try_wake(row["account_id"])
         return queued_at[0]
 
     def redrive(
@@ -66,7 +66,7 @@ class Failures:
                 queued += len(failures.retry(self.db, ids[start : start + BATCH], by, redriven=True))
             log.info("messages_redriven", matched=len(matched), queued=queued, by=by)
             for account_id in by_account:
-                self._wake(account_id)
+                self.wakeups.try_wake(account_id)
         return Redrive(len(matched), queued, done_at)
 
     def resolve_as_sent(self, message_id: str, *, scope: Scope, by: str) -> None:
@@ -101,9 +101,3 @@ class Failures:
 
     def _status(self, row: Row) -> str:
         return State(row["state"]).status
-
-    def _wake(self, account_id: str) -> None:
-        try:
-            self.wakeups.wake(account_id)
-        except TokensUnavailable as error:  # the reconciler wakes it
-            log.warning("wake_lost", account_id=account_id, error=str(error))

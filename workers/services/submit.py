@@ -121,10 +121,7 @@ class Submitter:
         that comes in. Should this be lost, the reconciler repeats it."""
         if account.paused_s == float("inf"):
             return
-        try:
-            self.wakeups.wake(account.id, max(promise.next_token_s, due_s, 0.0))
-        except TokensUnavailable as error:
-            log.warning("wake_lost", account_id=account.id, error=str(error))
+        self.wakeups.try_wake(account.id, max(promise.next_token_s, due_s, 0.0))
 
 
 def look(tokens: Tokens, wakeups: Wakeups, account: Account, limits: Limits) -> tuple[View | None, float]:

@@ -15,6 +15,7 @@ import redis
 from ratelimit import TokensUnavailable
 from ratelimit.connection import AWAY
 from ratelimit.limits import MICROSECONDS
+from workers.telemetry import logger
 
 PUBLISHED_FOR_S = 3.0
 """A drain task that has not begun this long after it was published counts as lost."""
@@ -28,6 +29,8 @@ _KEYS = "paceline:{wakeups}:"
 _DUE, _PUBLISHED, _NUDGE = _KEYS + "due", _KEYS + "published", _KEYS + "nudge"
 _AGAIN, _VERIFY = _KEYS + "again", _KEYS + "verify"
 _PROCESSED, _LATENCY = _KEYS + "processed", _KEYS + "latency"
+
+log = logger(__name__)
 
 _T = TypeVar("_T")
 
@@ -55,6 +58,14 @@ class Wakeups:
     def wake(self, account_id: str, delay_s: float = 0.0) -> None:
         """Have the account drained in `delay_s` seconds, or earlier if it is due earlier already."""
         self._do(lambda: self._wake(keys=[_DUE, _NUDGE], args=[account_id, _us(delay_s)]))
+
+    def try_wake(self, account_id: str, delay_s: float = 0.0) -> None:
+        """`wake`, by somebody who has done what they were asked to already: should Redis be away, the reconciler finds
+        what there is to do."""
+        try:
+            self.wake(account_id, delay_s)
+        except TokensUnavailable as error:
+            log.warning("wake_lost", account_id=account_id, error=str(error))
 
     def wake_all(self, accounts: list[str]) -> int:
         """Wake those that have neither a wake-up nor a drain. Returns how many."""
