@@ -12,6 +12,7 @@ import threading
 import psycopg
 
 from ratelimit import TokensUnavailable
+from workers.store.session import SERVER_TCP, TCP
 from workers.telemetry import logger
 from workers.wakeups import Wakeups
 
@@ -19,7 +20,6 @@ LOCK_CLASS = 0x7061_6365
 """First half of the advisory lock's key ("pace"); the second is the worker's number."""
 BEAT_S = 1.0
 ALIVE_FOR_S = 5.0
-
 log = logger(__name__)
 
 
@@ -47,27 +47,44 @@ class Presence:
 
     def tick(self) -> None:
         try:
-            self._hold_lock()
+            if not self._holds_lock():
+                self._take_lock()
         except psycopg.Error as error:
             log.warning("presence_lock_lost", error=str(error).strip())
-            self._connection = None
         try:
             self._wakeups.beat(self._kind, str(self.number), ALIVE_FOR_S)
         except TokensUnavailable as error:
             log.warning("presence_beat_lost", error=str(error))
 
-    def _hold_lock(self) -> None:
-        if self._connection is not None:
+    def _holds_lock(self) -> bool:
+        """False after a cut: the lock is taken again in the same beat, before the others count us as dead."""
+        if self._connection is None:
+            return False
+        try:
             self._connection.execute("SELECT 1")
-            return
+        except psycopg.Error as error:
+            log.warning("presence_lock_lost", error=str(error).strip())
+            self._connection.close()
+            self._connection = None
+        return self._connection is not None
+
+    def _take_lock(self) -> None:
         connection = psycopg.connect(
-            self._url, autocommit=True, connect_timeout=3, application_name=f"paceline {self._kind} presence"
+            self._url,
+            autocommit=True,
+            connect_timeout=3,
+            application_name=f"paceline {self._kind} presence",
+            options=SERVER_TCP,
+            **TCP,
         )
-        held = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (LOCK_CLASS, self.number)).fetchone()
-        if held and held[0]:
-            self._connection = connection
-        else:  # by our own session of before a cut, which the server has not noticed yet: the next tick tries again
-            connection.close()
+        try:
+            held = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (LOCK_CLASS, self.number)).fetchone()
+            if held and held[0]:
+                self._connection = connection
+            # else by our own session of before a cut, which the server has not noticed yet: the next tick tries again
+        finally:
+            if self._connection is not connection:
+                connection.close()
 
     def _run(self) -> None:
         while not self._stopping.wait(BEAT_S):

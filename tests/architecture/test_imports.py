@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "workers.store": "workers.domain ratelimit",
     "workers.channels": "workers.domain workers.clock",
     "workers.wakeups": "workers.telemetry ratelimit",
-    "workers.presence": "workers.wakeups workers.telemetry ratelimit",
+    "workers.presence": "workers.store.session workers.wakeups workers.telemetry ratelimit",
     # what knows nobody
     "workers.settings": "workers.domain ratelimit",
     "workers.telemetry": "",

@@ -177,6 +177,8 @@ class DeadLetter(Base):
         CheckConstraint(_one_of("reason", DeadLetterReason), name="reason"),
         CheckConstraint("closed_as IS NULL OR closed_as IN ('retried', 'sent')", name="closed_as"),
         CheckConstraint("(closed_at IS NULL) = (closed_as IS NULL)", name="closed"),
+        # All of a message's, closed ones too: to show them, and to let them go with it.
+        Index("ix_dead_letters_message", "message_id", "id"),
         Index("uq_dead_letters_open", "message_id", unique=True, postgresql_where=text("closed_at IS NULL")),
         Index(
             "ix_dead_letters_account",
@@ -216,9 +218,9 @@ class IdempotencyKey(Base):
 class Tally(Base):
     """How many messages an account has in each state that is counted, kept by a trigger on `messages`.
 
-    A count is the sum over `slot`: each database backend adds to a slot of its own (0 is where the reconciler folds
-    them together), so that writers of one account do not queue up behind one row. Depth, position and status are as
-    quick at a million messages as at none.
+    A count is the sum over `slot`: each database backend adds to a slot of its own, by its pid (0 is where the
+    reconciler folds them together), so that writers of one account neither queue up behind one row nor deadlock over
+    it. Depth, position and status are as quick at a million messages as at none.
     """
 
     __tablename__ = "tallies"

@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 
 import psycopg
 import sqlalchemy
+from psycopg.abc import RV, PQGen
 from psycopg.rows import dict_row
+from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
 
 from workers.domain.errors import StoreUnavailable
@@ -21,8 +23,17 @@ from workers.domain.errors import StoreUnavailable
 Row = dict[str, Any]
 _T = TypeVar("_T")
 
+# A host that is gone without a word is found out within some 10 s, by either side.
+TCP: dict[str, Any] = {
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+SERVER_TCP = "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3"
 # Claims are flat to a million rows only with a generic plan: a custom plan is chosen per call from statistics that a
-# queue outdates within seconds. Timeouts bound what a hung peer can hold on to.
+# queue outdates within seconds. Timeouts bound what a hung client can hold on to.
 _OPTIONS = " ".join(
     f"-c {setting}"
     for setting in (
@@ -30,13 +41,28 @@ _OPTIONS = " ".join(
         "jit=off",
         "statement_timeout=15000",
         "idle_in_transaction_session_timeout=15000",
-        "tcp_keepalives_idle=5",
-        "tcp_keepalives_interval=2",
-        "tcp_keepalives_count=3",
     )
 )
+PATIENCE_S = 20.0
+"""A server that is there and does not answer is given up after this: later than it gives up a statement itself."""
+_PAUSE_S = (0.1, 0.2)
+"""After a connection that failed, nobody of this process tries another for so long: a recovering server has enough
+to do."""
 _ATTEMPTS = 20
 """A newcomer loses only while the heads of its line change faster than it can look; after a few pauses it does not."""
+
+
+class _PatientConnection(psycopg.Connection[Any]):
+    """psycopg's, which would wait for an answer for ever. Everything that waits for the server comes through `wait`."""
+
+    patience_s = PATIENCE_S
+
+    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+        try:
+            return super().wait(gen, interval, self.patience_s if timeout is None else timeout)
+        except psycopg.errors._WaitTimeout as error:
+            self.close()  # in the middle of an answer: of no use to anybody
+            raise psycopg.OperationalError(f"no answer within {self.patience_s:g} s") from error
 
 
 class Connection:
@@ -61,10 +87,18 @@ class Connection:
 
 
 class Database:
-    """The pool, and the two ways to use it: `run` one statement, or a function in one `transaction`."""
+    """The pool, and the two ways to use it: `all` rows of one statement, or a function in one `transaction`.
 
-    def __init__(self, url: str, *, pool_size: int = 10, name: str = "paceline") -> None:
+    Whatever PostgreSQL does, nobody waits longer than 5 s for a place in the pool, 3 s for a new connection in it, and
+    `patience_s` for an answer.
+    """
+
+    def __init__(
+        self, url: str, *, pool_size: int = 10, name: str = "paceline", patience_s: float = PATIENCE_S
+    ) -> None:
         self.url = url
+        self._patience_s = patience_s
+        self._refused = (0.0, "")
         self.engine = sqlalchemy.create_engine(
             sqlalchemy.make_url(url).set(drivername="postgresql+psycopg"),
             isolation_level="AUTOCOMMIT",
@@ -72,8 +106,9 @@ class Database:
             max_overflow=0,
             pool_timeout=5,
             pool_recycle=1800,
-            connect_args={"options": _OPTIONS, "connect_timeout": 3, "application_name": name},
+            connect_args={"options": f"{_OPTIONS} {SERVER_TCP}", "connect_timeout": 3, "application_name": name, **TCP},
         )
+        event.listen(self.engine, "do_connect", self._connect)
 
     def all(self, sql: str, params: Mapping[str, Any] | None = None) -> list[Row]:
         """One statement, committed. A broken pooled connection is replaced; a statement that may have run is not
@@ -118,6 +153,19 @@ class Database:
     def close(self) -> None:
         self.engine.dispose()
 
+    def _connect(self, _dialect: Any, _record: Any, args: Any, params: Any) -> psycopg.Connection[Any]:
+        """A new connection for the pool; at once the error of the last attempt if it failed a moment ago."""
+        until_s, refusal = self._refused
+        if time.monotonic() < until_s:
+            raise psycopg.OperationalError(f"{refusal} (a moment ago)")
+        try:
+            connection = _PatientConnection.connect(*args, **params)
+        except psycopg.OperationalError as error:
+            self._refused = (time.monotonic() + random.uniform(*_PAUSE_S), str(error).strip())  # noqa: S311
+            raise
+        connection.patience_s = self._patience_s
+        return connection
+
     @contextmanager
     def _borrow(self) -> Iterator[psycopg.Connection[Any]]:
         try:
@@ -147,10 +195,15 @@ class Database:
         """A live connection: those that died in the pool are dropped before anything is sent through them."""
         while True:
             pooled: Any = self.engine.raw_connection()
-            if not pooled.driver_connection.closed and not _hung_up(pooled.driver_connection):
+            usable = False
+            try:
+                usable = not pooled.driver_connection.closed and not _hung_up(pooled.driver_connection)
+            finally:
+                if not usable:
+                    pooled.invalidate()
+                    pooled.close()
+            if usable:
                 return pooled
-            pooled.invalidate()
-            pooled.close()
 
 
 def is_race(error: psycopg.Error) -> bool:
@@ -162,5 +215,6 @@ def is_race(error: psycopg.Error) -> bool:
 
 def _hung_up(connection: psycopg.Connection[Any]) -> bool:
     """Whether the server closed this idle connection, without asking it: an idle one has nothing to read."""
-    ready, _, _ = select.select([connection.fileno()], [], [], 0)
-    return bool(ready)
+    ready = select.poll()  # select() knows no file numbers above 1023
+    ready.register(connection.fileno(), select.POLLIN)
+    return bool(ready.poll(0))

@@ -116,6 +116,7 @@ CREATE TABLE dead_letters (
         CASCADE
 );
 CREATE INDEX ix_dead_letters_account ON dead_letters (account_id, id DESC) WHERE closed_at IS NULL;
+CREATE INDEX ix_dead_letters_message ON dead_letters (message_id, id);
 CREATE UNIQUE INDEX uq_dead_letters_open ON dead_letters (message_id) WHERE closed_at IS NULL;
 
 CREATE TABLE idempotency_keys (
@@ -143,20 +144,22 @@ CREATE TABLE tallies (
 """
 
 # Counting in the database, in the statement that moves the rows, is the one way that no code path can forget. The
-# rows are sorted before they are written, so that two statements touch them in the same order.
+# rows are sorted before they are written, so that two statements touch them in the same order. Two transactions of
+# several statements do not, and would deadlock over a slot they shared: hence a slot for every pid, near enough
+# (it is a SMALLINT). Folding keeps the rows few.
 TALLY = """
 CREATE FUNCTION tally_messages() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF TG_OP = 'INSERT' THEN
         INSERT INTO tallies AS t (account_id, state, priority, slot, n)
-        SELECT account_id, state, priority, 1 + pg_backend_pid() % 64, count(*)
+        SELECT account_id, state, priority, 1 + pg_backend_pid() % 30000, count(*)
         FROM now_rows
         WHERE state IN ('scheduled', 'held', 'queued', 'sending', 'verifying', 'failed')
         GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
         ON CONFLICT (account_id, state, priority, slot) DO UPDATE SET n = t.n + EXCLUDED.n;
     ELSIF TG_OP = 'UPDATE' THEN
         INSERT INTO tallies AS t (account_id, state, priority, slot, n)
-        SELECT account_id, state, priority, 1 + pg_backend_pid() % 64, sum(change)
+        SELECT account_id, state, priority, 1 + pg_backend_pid() % 30000, sum(change)
         FROM (SELECT account_id, state, priority, 1 AS change FROM now_rows
               UNION ALL
               SELECT account_id, state, priority, -1 FROM old_rows) AS changes
@@ -165,7 +168,7 @@ BEGIN
         ON CONFLICT (account_id, state, priority, slot) DO UPDATE SET n = t.n + EXCLUDED.n;
     ELSE
         INSERT INTO tallies AS t (account_id, state, priority, slot, n)
-        SELECT account_id, state, priority, 1 + pg_backend_pid() % 64, -count(*)
+        SELECT account_id, state, priority, 1 + pg_backend_pid() % 30000, -count(*)
         FROM old_rows
         WHERE state IN ('scheduled', 'held', 'queued', 'sending', 'verifying', 'failed')
         GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
