@@ -15,8 +15,10 @@ from workers.domain.outcome import Evidence, Finding, Outcome, OutcomeKind
 
 _TRY_AGAIN = frozenset({408, 425})
 _ACCOUNT_FAULT = frozenset({401, 403})
-_PAGE = 50
-_PAGES = 40
+_PAGE = 20
+_PAGES = 100
+_MAX_PAGE = 16 * 1024 * 1024
+"""Bytes of a page of history: room for 20 messages of the longest text there is, all of it escaped."""
 _SKEW_S = 3.0
 """Tolerance between the upstream's Date header (whole seconds) and its created_at, on top of the request's way."""
 _CONTROL = re.compile(r"[\x00-\x20\x7f]+")
@@ -51,12 +53,17 @@ class OnlyFans:
                 OutcomeKind.FAILED,
                 left=False,
                 interrupted=late,
-                error=str(error),
+                error=_plain(error),
                 latency_s=monotonic_s() - started,
             )
         except NoAnswer as error:
-            return Outcome(OutcomeKind.UNKNOWN, error=str(error), latency_s=monotonic_s() - started)
-        return outcome_of(answer, monotonic_s() - started)
+            return Outcome(OutcomeKind.UNKNOWN, error=_plain(error), latency_s=monotonic_s() - started)
+        latency_s = monotonic_s() - started
+        try:
+            return outcome_of(answer, latency_s)
+        except Exception as error:  # whatever it was that the upstream thought of, the request has left
+            words = f"unreadable answer: {type(error).__name__}"
+            return Outcome(OutcomeKind.UNKNOWN, http_status=answer.status, error=words, latency_s=latency_s)
 
     def find(
         self,
@@ -67,6 +74,17 @@ class OnlyFans:
         known_ids: frozenset[str],
         timeout_s: float,
     ) -> Finding:
+        try:
+            return self._find(claim, api_key, started_ago_s, known_ids, timeout_s)
+        except (NotSent, NoAnswer) as error:
+            return Finding(Evidence.UNAVAILABLE, error=_plain(error))
+        except Exception as error:  # only its kind: its words may quote other people's messages
+            return Finding(Evidence.UNAVAILABLE, error=f"unreadable history: {type(error).__name__}")
+
+    def _find(
+        self, claim: Claim, api_key: str | None, started_ago_s: float, known_ids: frozenset[str], timeout_s: float
+    ) -> Finding:
+        """Raises whatever reading a page of history may raise."""
         began = monotonic_s()
         next_id: str | None = None
         for _ in range(_PAGES):
@@ -74,26 +92,27 @@ class OnlyFans:
             if left_s <= 0:
                 return Finding(Evidence.UNAVAILABLE, error="the look-up took too long")
             query = urlencode({"limit": _PAGE} | ({"next_id": next_id} if next_id else {}))
-            path = f"/chats/{quote(claim.recipient_id, safe='')}/messages?{query}"
-            try:
-                answer = self._transport.request("GET", path, headers=self._headers(api_key), timeout_s=left_s)
-            except (NotSent, NoAnswer) as error:
-                return Finding(Evidence.UNAVAILABLE, error=str(error))
+            answer = self._transport.request(
+                "GET",
+                f"/chats/{quote(claim.recipient_id, safe='')}/messages?{query}",
+                headers=self._headers(api_key),
+                timeout_s=left_s,
+                max_answer=_MAX_PAGE,
+            )
+            if answer.status >= 400:
+                return Finding(Evidence.UNAVAILABLE, error=f"HTTP {answer.status}: {_words(answer)}")
             page = _json_object(answer.body)
             entries = page.get("messages") if page else None
             if answer.status != 200 or page is None or not isinstance(entries, list):
-                return Finding(Evidence.UNAVAILABLE, error=f"HTTP {answer.status}: {_words(answer)}")
+                return Finding(Evidence.UNAVAILABLE, error=f"HTTP {answer.status}: not a page of messages")
             now = _date(answer.headers)
             oldest_s = started_ago_s + (monotonic_s() - began) + _SKEW_S
             for entry in entries:
-                try:
-                    created = datetime.fromisoformat(entry["created_at"])
-                    if (now - created).total_seconds() > oldest_s:
-                        return Finding(Evidence.ABSENT)
-                    if str(entry["id"]) not in known_ids and _same(entry, claim):
-                        return Finding(Evidence.FOUND, upstream_id=str(entry["id"]))
-                except (KeyError, TypeError, ValueError) as error:
-                    return Finding(Evidence.UNAVAILABLE, error=f"unreadable history: {error!r}")
+                created = datetime.fromisoformat(entry["created_at"])
+                if (now - created).total_seconds() > oldest_s:
+                    return Finding(Evidence.ABSENT)
+                if _plain(entry["id"]) not in known_ids and _same(entry, claim):
+                    return Finding(Evidence.FOUND, upstream_id=_plain(entry["id"]))
             next_id = page.get("next_id")
             if not entries or not next_id:
                 return Finding(Evidence.ABSENT)
@@ -113,8 +132,9 @@ def outcome_of(answer: Answer, latency_s: float) -> Outcome:
     status = answer.status
     if 200 <= status < 300:
         found = _json_object(answer.body) or {}
-        if found.get("id"):
-            return Outcome(OutcomeKind.ACCEPTED, upstream_id=str(found["id"]), http_status=status, latency_s=latency_s)
+        upstream_id = _plain(found.get("id") or "")
+        if upstream_id:
+            return Outcome(OutcomeKind.ACCEPTED, upstream_id=upstream_id, http_status=status, latency_s=latency_s)
         return Outcome(
             OutcomeKind.UNKNOWN, http_status=status, error="success without a message id", latency_s=latency_s
         )
@@ -146,7 +166,7 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         pass
     try:
         return max(0.0, (parsedate_to_datetime(value) - _date(headers)).total_seconds())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
@@ -159,14 +179,14 @@ def _date(headers: Mapping[str, str]) -> datetime:
     try:
         date = parsedate_to_datetime(headers["Date"])
         return date if date.tzinfo else date.replace(tzinfo=UTC)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return datetime.now(UTC)
 
 
 def _json_object(body: bytes) -> dict[str, Any] | None:
     try:
         found = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -174,7 +194,14 @@ def _json_object(body: bytes) -> dict[str, Any] | None:
 def _words(answer: Answer) -> str:
     """The upstream's own words for people: its error or message, else the beginning of what it said."""
     found = _json_object(answer.body) or {}
-    words = found.get("error") or found.get("message") or found.get("detail") or answer.body.decode("utf-8", "replace")
+    words = found.get("error") or found.get("message") or found.get("detail")
     if isinstance(words, dict):
-        words = words.get("message") or json.dumps(words)
-    return _CONTROL.sub(" ", str(words)).strip()[:500] or f"HTTP {answer.status}"
+        words = words.get("message")
+    if not words or not isinstance(words, str):
+        words = answer.body[:4000].decode("utf-8", "replace")
+    return _plain(_CONTROL.sub(" ", words).strip()) or f"HTTP {answer.status}"
+
+
+def _plain(text: object) -> str:
+    """Text that UTF-8 and PostgreSQL can hold: upstreams also send NUL, and half a surrogate pair ("\\ud83d")."""
+    return str(text).encode("utf-8", "replace").decode().replace("\0", "")[:500]
