@@ -43,7 +43,10 @@ class Api:
         return self("GET", f"/messages/{receipt['messageId']}")[1]
 
     def statuses(self) -> list[str]:
-        return [message["status"] for message in self("GET", "/messages?limit=200")[1]["messages"]]
+        """Of all messages, newest first; asked again while the API says 503, as any caller would."""
+        while (answer := self("GET", "/messages?limit=200"))[0] == 503:
+            time.sleep(0.1)
+        return [message["status"] for message in answer[1]["messages"]]
 
     def await_over(self, within_s: float) -> list[str]:
         """Wait until nothing is queued or being sent."""

@@ -81,12 +81,13 @@ def test_postgres_restarted(make_stack: MakeStack) -> None:
 
 def test_stopping_finishes_and_records_what_is_in_flight(make_stack: MakeStack, tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
     data_dir: Path = tmp_path_factory.mktemp("stack")
+    before = set(psutil.Process().children(recursive=True))
     stack = make_stack(RATE_LIMIT="10/minute", data_dir=data_dir, sandbox=["--latency-ms", "1000"])
     api = Api(stack)
     for n in range(12):
         api.send(f"fan-{n}")
     await_arrivals(stack, 10)
-    children = psutil.Process().children(recursive=True)
+    children = set(psutil.Process().children(recursive=True)) - before
     postgres = stack.servers.postgres.pid if stack.servers else 0
     stack.stop()
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]

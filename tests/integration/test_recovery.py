@@ -333,6 +333,15 @@ def test_postgres_connections_cut_in_the_pool_are_replaced(adapters: Adapters, s
     assert len(queries.messages(adapters.db, queries.MessageFilter(), None, 10)) == 2
 
 
+def test_a_question_put_to_a_dead_connection_is_put_again(adapters: Adapters, submit: Submit) -> None:
+    submit("fan-1")
+    with psycopg.connect(adapters.settings.database_url, autocommit=True) as admin:
+        admin.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'paceline tests'"
+        )
+    assert len(queries.messages(adapters.db, queries.MessageFilter(), None, 10)) == 1
+
+
 def test_a_deferral_told_twice_does_not_touch_the_next_claim(adapters: Adapters, submit: Submit) -> None:
     """The COMMIT of a deferral went through, nobody told us, and it is repeated; meanwhile another drain has claimed
     the message, under the number that the deferral gave back."""

@@ -143,12 +143,16 @@ class Database:
         raise AssertionError("unreachable")
 
     def select(self, statement: sqlalchemy.Executable) -> list[Row]:
-        """A query built with SQLAlchemy, where the filters vary."""
-        try:
-            with self.engine.connect() as connection:
-                return [dict(row) for row in connection.execute(statement).mappings()]
-        except (sa_exc.OperationalError, sa_exc.InterfaceError, sa_exc.TimeoutError) as error:
-            raise StoreUnavailable(f"PostgreSQL did not answer: {error}") from error
+        """A query built with SQLAlchemy, where the filters vary. It only reads, so one that met a connection which had
+        died in the pool is asked again."""
+        for last in (False, True):
+            try:
+                with self.engine.connect() as connection:
+                    return [dict(row) for row in connection.execute(statement).mappings()]
+            except (sa_exc.OperationalError, sa_exc.InterfaceError, sa_exc.TimeoutError) as error:
+                if last or not getattr(error, "connection_invalidated", False):
+                    raise StoreUnavailable(f"PostgreSQL did not answer: {error}") from error
+        raise AssertionError("unreachable")
 
     def close(self) -> None:
         self.engine.dispose()
