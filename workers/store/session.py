@@ -52,6 +52,10 @@ _ATTEMPTS = 20
 """A newcomer loses only while the heads of its line change faster than it can look; after a few pauses it does not."""
 
 
+class _OutOfPatience(psycopg.OperationalError):
+    """The server is there, and does not answer."""
+
+
 class _PatientConnection(psycopg.Connection[Any]):
     """psycopg's, which would wait for an answer for ever. Everything that waits for the server comes through `wait`."""
 
@@ -62,7 +66,7 @@ class _PatientConnection(psycopg.Connection[Any]):
             return super().wait(gen, interval, self.patience_s if timeout is None else timeout)
         except psycopg.errors._WaitTimeout as error:
             self.close()  # in the middle of an answer: of no use to anybody
-            raise psycopg.OperationalError(f"no answer within {self.patience_s:g} s") from error
+            raise _OutOfPatience(f"no answer within {self.patience_s:g} s") from error
 
 
 class Connection:
@@ -150,7 +154,8 @@ class Database:
                 with self.engine.connect() as connection:
                     return [dict(row) for row in connection.execute(statement).mappings()]
             except (sa_exc.OperationalError, sa_exc.InterfaceError, sa_exc.TimeoutError) as error:
-                if last or not getattr(error, "connection_invalidated", False):
+                dead = getattr(error, "connection_invalidated", False)
+                if last or not dead or isinstance(getattr(error, "orig", None), _OutOfPatience):
                     raise StoreUnavailable(f"PostgreSQL did not answer: {error}") from error
         raise AssertionError("unreachable")
 
