@@ -1,5 +1,6 @@
 """What puts things right after a fault, one mechanism at a time. Whole processes are killed in `tests/acceptance`."""
 
+import random
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -365,6 +366,45 @@ def test_claims_whose_commit_was_never_confirmed_are_taken_back(adapters: Adapte
     assert adapters.db.transaction(lambda c: messages.take_back(c, [claim.token], worker=1)) == 1
     assert state(adapters, receipt) == "queued"
     assert claim_one(adapters).attempt == 1
+
+
+class Forgetful:
+    """A database a third of whose COMMITs go through without its being told."""
+
+    def __init__(self, db: Database) -> None:
+        self._db, self._chance = db, random.Random(7)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._db, name)
+
+    def transaction(self, work):  # type: ignore[no-untyped-def]
+        done = self._db.transaction(work)
+        if self._chance.random() < 1 / 3:
+            raise StoreUnavailable("committed, but who knows")
+        return done
+
+
+def test_commits_that_nobody_confirmed_lose_nothing_and_send_nothing_twice(
+    adapters: Adapters, submit: Submit, make_account: Callable[..., str], upstream: Sandbox
+) -> None:
+    upstream.latency_ms = 150
+    account = make_account(limits="1000/s")
+    receipts = [submit(f"fan-{n % 7}", account_id=account) for n in range(30)]
+    forgetful = Forgetful(adapters.db)
+    dispatcher = replace(adapters.dispatcher(worker=1), db=forgetful)  # type: ignore[arg-type]
+    for _ in range(40):
+        try:
+            dispatcher.drain(account)
+        except StoreUnavailable:
+            adapters.db.transaction(lambda c: messages.take_back(c, open_tokens(adapters), 1))
+    assert {state(adapters, receipt) for receipt in receipts} == {"sent"}
+    summary = upstream.summary()
+    assert (summary["accepted"], summary["replayed"], summary["duplicates"]) == (30, 0, 0)
+
+
+def open_tokens(adapters: Adapters) -> list[str]:
+    """Of claims that a drain which gave up never heard of; the reconciler would find them after their deadline."""
+    return [row["token"] for row in adapters.db.all("SELECT token FROM attempts WHERE outcome IS NULL")]
 
 
 class Blinking:

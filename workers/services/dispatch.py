@@ -47,6 +47,7 @@ DRAIN_FOR_S = 2.0
 LOOK_AGAIN_S = 0.1
 """How often a drain whose requests are still out looks for new messages meanwhile."""
 RECRUIT_EVERY_S = 0.5
+"""How often a full drain asks for another one beside it."""
 SOON_S = 0.05
 """The least delay of a wake-up for something that is due but could not be claimed just now."""
 _SMOOTHING = 0.2
@@ -118,6 +119,7 @@ class _Drain:
         self._out: dict[Future[Outcome], Claim] = {}
         self._returned: list[str] = []
         self._refunded: list[str] = []
+        self._unconfirmed: list[str] = []
         self._report = DrainReport()
         self._denied_until_s = 0.0
         self._claimable = 0
@@ -216,16 +218,13 @@ class _Drain:
         if not (finished or tokens):
             return []
 
-        def work(c: Connection, again: bool) -> tuple[Settled, list[Claim]]:
-            if again:  # the last COMMIT may have gone through, and nobody have told us
-                messages.take_back(c, tokens, self._.worker)
+        def work(c: Connection) -> tuple[Settled, list[Claim]]:
+            messages.take_back(c, self._unconfirmed, self._.worker)
             settled = settle(c, finished)
             return settled, messages.claim_next(c, self._account.id, tokens, self._.worker, self._.lease_s)
 
         try:
-            settled, claims = self._insist(
-                lambda again: self._.db.transaction(lambda c: work(c, again)), must=bool(finished)
-            )
+            settled, claims = self._insist(work, tokens, must=bool(finished))
         except BaseException:
             self._refunded += tokens
             raise
@@ -238,16 +237,19 @@ class _Drain:
         return claims
 
     def _insist(
-        self, work: Callable[[bool], tuple[Settled, list[Claim]]], *, must: bool
+        self, work: Callable[[Connection], tuple[Settled, list[Claim]]], tokens: tuple[str, ...], *, must: bool
     ) -> tuple[Settled, list[Claim]]:
         """What was sent must be recorded: keep trying while this process lives. What it could not record in the end is
         found by the reconciler as an attempt without an outcome."""
-        pause_s, again = 0.05, False
+        pause_s = 0.05
         while True:
             try:
-                return work(again)
+                done = self._.db.transaction(work)
+                self._unconfirmed = []
+                return done
             except StoreUnavailable as error:
-                again = True
+                # The COMMIT may have gone through, and nobody have told us: what it claimed is taken back next time.
+                self._unconfirmed += tokens
                 if not must and not self._out:
                     raise
                 if not must:  # nothing to record yet, but what is out must not be abandoned
