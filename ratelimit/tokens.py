@@ -9,7 +9,7 @@ from which a lost Redis is rebuilt (`begin_rebuild`, `finish_rebuild`), and to n
 import math
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,11 +55,13 @@ class View:
     """What is known of a key's tokens at a moment: times in seconds, relative to now, negative in the past.
 
     uses: when each use of the longest period ended (in the past) or its loan ends at the latest (in the future).
+    recent: token -> the same, of those that are on loan or have ended just now.
     """
 
     uses: tuple[float, ...]
     cooldown_s: float
     known: bool
+    recent: Mapping[str, float] = field(default_factory=dict)
 
     def available(self, limits: Limits) -> int:
         """How many tokens are free now, a cooldown aside."""
@@ -144,10 +146,15 @@ class Tokens:
                 return pipe.execute()
 
         views = []
-        for (_, limits), (now, known, cooldown, *uses) in zip(wanted, _answered(look) if wanted else (), strict=True):
+        for (_, limits), (now, known, cooldown, n, *rest) in zip(
+            wanted, _answered(look) if wanted else (), strict=True
+        ):
+            tokens, uses = rest[: int(n)], rest[int(n) :]
             ends = tuple((int(end) - int(now)) / MICROSECONDS for end in uses)
             cooldown_s = max(0.0, (int(cooldown) - int(now)) / MICROSECONDS)
-            views.append(View(ends, cooldown_s, known.isdigit() and int(known) >= _us(limits.longest_period_s)))
+            is_known = known.isdigit() and int(known) >= _us(limits.longest_period_s)
+            recent = dict(zip(tokens, ends[len(ends) - len(tokens) :], strict=True))
+            views.append(View(ends, cooldown_s, is_known, recent))
         return views
 
     def open_new(self, key: str) -> None:

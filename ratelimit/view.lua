@@ -1,9 +1,19 @@
 -- Look without touching. KEYS[1] uses, KEYS[2] gate; ARGV[1] longest period (us).
--- Returns {now_us, known as far back as (us, or what is no number), cooldown_us, end of use (us)*}, oldest first.
+-- Returns {now_us, known as far back as (us, or what is no number), cooldown_us, n, token*n, end of use (us)*}: the
+-- ends oldest first, the tokens those of the last n of them, which are on loan or have ended within the last 250 ms.
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local state = redis.call('HMGET', KEYS[2], 'known', 'cooldown')
 local seen = {string.format('%.0f', now), state[1] or '', state[2] or '0'}
 local uses = redis.call('ZRANGE', KEYS[1], string.format('(%.0f', now - ARGV[1]), '+inf', 'BYSCORE', 'WITHSCORES')
+local recent = 0
+seen[4] = 0
+for i = 1, #uses, 2 do
+  if tonumber(uses[i + 1]) > now - 250000 then
+    recent = recent + 1
+    seen[4 + recent] = uses[i]
+  end
+end
+seen[4] = recent
 for i = 2, #uses, 2 do seen[#seen + 1] = string.format('%.0f', uses[i]) end
 return seen

@@ -37,7 +37,7 @@ def estimate(
     view: View | None,
     *,
     position: int,
-    sending: int,
+    claimed: frozenset[str],
     state: State,
     due_s: float,
     latency_s: float,
@@ -45,7 +45,8 @@ def estimate(
     now: datetime,
 ) -> Estimate:
     """
-    position: its place in line, 1 for next to go. sending: how many of the account's messages are being sent.
+    position: its place in line, 1 for next to go. claimed: the tokens that messages have been put to of late, read
+    together with the position and before the view.
     due_s: seconds until it may go at all (sendAt, or a retry), 0 if now.
     view: the account's tokens; None while Redis is away. lease_s: how long a token is borrowed for.
     """
@@ -54,18 +55,18 @@ def estimate(
     if view is None or not view.known or held_s == float("inf"):
         return Estimate(None, blocked_by, 0.0 if held_s == float("inf") else held_s)
     next_s = forecast(limits, view.uses, 1, latency_s=latency_s, not_before_s=held_s)
-    place = position - _in_hand(view, sending, lease_s)
+    place = position - _in_hand(view, claimed, lease_s)
     goes_s = forecast(limits, view.uses, place, latency_s=latency_s, not_before_s=held_s) if place > 0 else held_s
     if blocked_by is None and goes_s > PROMPT_S:
         blocked_by = BlockedBy.RATE
     return Estimate(now + timedelta(seconds=max(goes_s, due_s)), blocked_by, next_s)
 
 
-def _in_hand(view: View, sending: int, lease_s: float) -> int:
-    """Tokens that a drain has just borrowed and not yet put a message to: the next in line go under them, now. Counted
-    as plain uses they would be in the way of the very messages they are for."""
-    fresh = sum(end > lease_s - START_WITHIN_S for end in view.uses)
-    return max(0, fresh - sending)
+def _in_hand(view: View, claimed: frozenset[str], lease_s: float) -> int:
+    """Tokens that a drain had borrowed, and put no message to yet when the position was read: the next in line go under
+    them, now. Counted as plain uses they would be in the way of the very messages they are for."""
+    just = (token for token, end in view.recent.items() if end > lease_s - START_WITHIN_S or end <= 0)
+    return sum(token not in claimed for token in just)
 
 
 def _blocked_by(account: Account, view: View | None, state: State, due_s: float) -> BlockedBy | None:

@@ -169,6 +169,7 @@ class Reader:
         account = accounts.get(self.db, row["account_id"])
         assert account is not None, "messages refer to accounts"
         now = datetime.now(UTC)
+        claimed = accounts.claimed_tokens(self.db, account.id)
         position = queries.ahead_of(self.db, row["id"]) + 1
         view, latency_s = look(self.tokens, self.wakeups, account, self._limits(account))
         promise = estimate(
@@ -176,7 +177,7 @@ class Reader:
             self._limits(account),
             view,
             position=position,
-            sending=queries.counts(self.db, [account.id]).get(account.id, {}).get(State.SENDING, 0),
+            claimed=claimed,
             state=State(row["state"]),
             due_s=max(0.0, (row["due_at"] - now).total_seconds()),
             latency_s=latency_s,

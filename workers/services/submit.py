@@ -94,7 +94,7 @@ class Submitter:
             account_id=account_id,
             queued_at=accepted.queued_at,
             position=standing.ahead + 1,
-            estimated_at=promise.at,
+            estimated_at=promise.at and max(promise.at, accepted.queued_at),
             blocked_by=blocked_by,
             replayed=accepted.replayed,
         )
@@ -108,7 +108,7 @@ class Submitter:
             limits,
             view,
             position=standing.ahead + 1,
-            sending=standing.sending,
+            claimed=standing.tokens,
             state=state,
             due_s=due_s,
             latency_s=latency_s,

@@ -50,22 +50,29 @@ def all_of(db: Database, ids: list[str] | None = None) -> list[Account]:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """An account as a new message finds it: how many wait, how many of these would go before it, and how many are
-    being sent."""
+    """An account as a new message finds it: how many wait, how many of these would go before it, and the tokens that
+    messages have been put to of late."""
 
     account: Account
     depth: int
     ahead: int
-    sending: int
+    tokens: frozenset[str]
 
+
+# Open attempts, and the latest few of all, which are read off the end of the primary key.
+_TOKENS = """
+    SELECT token FROM attempts WHERE account_id = a.id AND outcome IS NULL
+    UNION
+    SELECT token FROM (SELECT token, account_id FROM attempts ORDER BY id DESC LIMIT 200) latest
+    WHERE latest.account_id = a.id
+"""
 
 _STANDING = f"""
-SELECT {_COLUMNS}, t.depth::int, t.ahead::int, t.sending::int
+SELECT {_COLUMNS}, t.depth::int, t.ahead::int, ARRAY({_TOKENS}) AS tokens
 FROM accounts a CROSS JOIN LATERAL (
-    SELECT coalesce(sum(n) FILTER (WHERE state <> 'sending'), 0) AS depth,
-           coalesce(sum(n) FILTER (WHERE state IN ('held', 'queued') AND priority >= %(priority)s), 0) AS ahead,
-           coalesce(sum(n) FILTER (WHERE state = 'sending'), 0) AS sending
-    FROM tallies WHERE account_id = a.id AND state IN ('scheduled', 'held', 'queued', 'sending')
+    SELECT coalesce(sum(n), 0) AS depth,
+           coalesce(sum(n) FILTER (WHERE state <> 'scheduled' AND priority >= %(priority)s), 0) AS ahead
+    FROM tallies WHERE account_id = a.id AND state IN ('scheduled', 'held', 'queued')
 ) t
 WHERE a.id = %(account_id)s
 """
@@ -73,7 +80,16 @@ WHERE a.id = %(account_id)s
 
 def standing(db: Database, account_id: str, priority: int) -> Standing | None:
     row = db.one(_STANDING, {"account_id": account_id, "priority": priority})
-    return Standing(_account(row), row["depth"], row["ahead"], row["sending"]) if row else None
+    return Standing(_account(row), row["depth"], row["ahead"], frozenset(row["tokens"])) if row else None
+
+
+_CLAIMED = f"SELECT ARRAY({_TOKENS}) AS tokens FROM accounts a WHERE a.id = %(account_id)s"
+
+
+def claimed_tokens(db: Database, account_id: str) -> frozenset[str]:
+    """The tokens that the account's messages have been put to of late."""
+    row = db.one(_CLAIMED, {"account_id": account_id})
+    return frozenset(row["tokens"]) if row else frozenset()
 
 
 _PUT = """
