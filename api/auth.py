@@ -134,8 +134,8 @@ def _keys(settings: Settings) -> dict[str, Any]:
         if value
     ]
     if len(given) != 1:
-        found = " and ".join(given) or "none"
-        raise BadSetting("JWT_SECRET_KEY", found, "set exactly one of JWT_SECRET_KEY, JWT_PUBLIC_KEY, JWT_JWKS_FILE")
+        found = f"{' and '.join(given)} are all set" if given else "no key for tokens is set"
+        raise BadSetting.of(f"{found}: set exactly one of JWT_SECRET_KEY, JWT_PUBLIC_KEY, JWT_JWKS_FILE")
     if settings.jwt_secret_key:
         return {
             "JWT_SECRET_KEY": settings.jwt_secret_key,

@@ -59,7 +59,7 @@ def up(port: int, data_dir: Path, sandbox: bool) -> None:
     from deploy.stack import Stack
 
     stop = _stop_on_signal()
-    with Stack(data_dir, port=port, sandbox=sandbox, say=lambda line: click.echo(line, err=True)) as stack:
+    with Stack(data_dir, port=port, sandbox=sandbox, say=_say) as stack:
         click.echo(f"ready {stack.url}")
         _how_to_begin(stack, data_dir)
         sys.stdout.flush()
@@ -67,7 +67,7 @@ def up(port: int, data_dir: Path, sandbox: bool) -> None:
         click.echo("stopping: what is in flight is finished first", err=True)
 
 
-@paceline.command()
+@paceline.command(short_help="The pipeline, a sandbox upstream and a mixed queue, live.")
 @click.option("--messages", type=click.IntRange(1, 200), default=30, show_default=True)
 @click.option("--rate-limit", default="10/10s", show_default=True, help="Of the sandbox, so that a demo ends soon.")
 def demo(messages: int, rate_limit: str) -> None:
@@ -86,13 +86,13 @@ def demo(messages: int, rate_limit: str) -> None:
     }
     with (
         tempfile.TemporaryDirectory(prefix="paceline-demo-", ignore_cleanup_errors=True) as directory,
-        Stack(Path(directory), port=0, sandbox=True, environ=environ) as stack,
+        Stack(Path(directory), port=0, sandbox=True, environ=environ, say=_say) as stack,
     ):
         agreed = run(stack, messages, stop)
     sys.exit(0 if agreed else 1)
 
 
-@paceline.command()
+@paceline.command(short_help="A seeded schedule of faults, judged by the upstream.")
 @click.option("--messages", type=click.IntRange(1, 1_000_000), default=1000, show_default=True)
 @click.option("--minutes", type=click.FloatRange(0.25, 24 * 60), default=2.0, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed is the same schedule.")
@@ -139,6 +139,8 @@ def token(role: str, sub: str, accounts: str, ttl: timedelta, data_dir: Path) ->
     if not secret and (os.environ.get("JWT_PUBLIC_KEY") or os.environ.get("JWT_JWKS_FILE")):
         raise click.UsageError("Tokens are issued elsewhere here (JWT_PUBLIC_KEY or JWT_JWKS_FILE is set)")
     wanted = [account.strip() for account in accounts.split(",") if account.strip()]
+    if not secret and not (data_dir / "jwt_secret").exists():
+        _say(f"note: no Paceline has run in {data_dir} yet; its secret is made now, and `up` there will use it")
     click.echo(issue_token(secret or own_secret(data_dir), subject=sub, role=Role(role), accounts=wanted, ttl=ttl))
 
 
@@ -154,7 +156,7 @@ def api(port: int, host: str, workers: int, threads: int) -> None:
     serve_api(_settings(), host=host, port=port, workers=workers, threads=threads)
 
 
-@paceline.command()
+@paceline.command(short_help="A worker, in the foreground; one per core.")
 def worker() -> None:
     """A worker, in the foreground; start as many as the machine has cores."""
     from workers.processes import run_worker
@@ -163,7 +165,7 @@ def worker() -> None:
     run_worker(_settings())
 
 
-@paceline.command()
+@paceline.command(short_help="A pacer with its reconciler; run two.")
 def pacer() -> None:
     """A pacer with its reconciler, in the foreground; two are enough to survive one."""
     from workers.processes import run_pacer
@@ -174,10 +176,15 @@ def pacer() -> None:
 @paceline.command()
 def migrate() -> None:
     """Bring the schema to head."""
+    from sqlalchemy.exc import OperationalError
+
     from workers.store import migrations
 
     settings = Settings.from_env()
-    migrations.upgrade(settings.database_url)
+    try:
+        migrations.upgrade(settings.database_url)
+    except OperationalError as error:
+        raise RuntimeError(f"cannot connect ({error.orig}); mend DATABASE_URL or start the server") from error
     click.echo(f"schema at {migrations.current(settings.database_url)}")
 
 
@@ -189,6 +196,7 @@ def check() -> None:
     sys.exit(0 if run(click.echo) else 1)
 
 
+run_sandbox.short_help = "An upstream to try things out on."
 paceline.add_command(run_sandbox, "sandbox")
 
 
@@ -225,6 +233,10 @@ def _settings() -> Settings:
     settings = Settings.from_env()
     configure_logging(settings.log_format)
     return settings
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _stop_on_signal() -> threading.Event:

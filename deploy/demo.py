@@ -26,7 +26,7 @@ def run(stack: Stack, messages: int, stop: threading.Event) -> bool:
     """Queue, watch until all is over (or `stop`), sum up. Returns whether Paceline and the upstream agree."""
     console = Console()
     client = _Client(stack)
-    console.print(f"[bold]Paceline[/] at {stack.url}, sandbox upstream at {stack.sandbox_url}\n")
+    console.print(f"[bold]Paceline[/] at {stack.url} · sandbox upstream at {stack.sandbox_url}\n")
     ids = [client.send(message) for message in mixed_queue(messages)]
     with Live(console=console, refresh_per_second=8, transient=not console.is_terminal) as live:
         while not stop.is_set():
@@ -112,7 +112,7 @@ def _screen(messages: list[dict[str, Any]], status: dict[str, Any]) -> Group:
         f"   limit {status['processing']['rateLimit']}   tokens free {'●' * min(free, 60)} {free}",
         f"   next one back in {_time_to_go(account['nextTokenAt'])}" if not free else "",
     )
-    return Group(line, ProgressBar(total=len(messages), completed=over, width=60), "", table)
+    return Group(line, ProgressBar(total=len(messages), completed=over, width=60, complete_style="green"), "", table)
 
 
 def _time_to_go(at: str | None) -> str:

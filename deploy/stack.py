@@ -122,8 +122,14 @@ class Stack:
         return True
 
     def _start(self) -> None:
-        self.data_dir.mkdir(parents=True, exist_ok=True)
+        if self.port == 0:
+            self.port = free_port()
+        _refuse_taken(self.port)
         self._environ = {**self.environ}
+        # A wrong setting is refused before anything is started or migrated.
+        Settings.from_env({"DATABASE_URL": "postgresql://later", "REDIS_URL": "redis://later", **_set(self._environ)})
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        self.say("starting what it takes: PostgreSQL, Valkey, API, worker, pacer")
         if not (self._environ.get("DATABASE_URL") and self._environ.get("REDIS_URL")):
             self.servers = Servers(self.data_dir)
             self.servers.__enter__()
@@ -133,15 +139,12 @@ class Stack:
             self._environ["JWT_SECRET_KEY"] = own_secret(self.data_dir)
         if self.sandbox:
             self._start_sandbox()
-        if self.port == 0:
-            self.port = free_port()
         migrations.upgrade(self.settings.database_url)
         metrics = self.data_dir / "metrics"
         metrics.mkdir(exist_ok=True)
         for old in metrics.glob("*.db"):
             old.unlink()
         self._environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics.resolve())
-        _refuse_taken(self.port)
         self._launch("api", ["api", "--port", str(self.port)])
         for n in range(1, self.workers + 1):
             self._launch(f"worker{n}", ["worker"])
@@ -231,6 +234,10 @@ def own_secret(data_dir: Path) -> str:
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_hex(32))
     return path.read_text().strip()
+
+
+def _set(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if value}
 
 
 def free_port() -> int:

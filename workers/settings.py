@@ -26,6 +26,13 @@ class BadSetting(ValueError):
         super().__init__(f"{variable}={value!r}: {remedy}")
         self.variable = variable
 
+    @classmethod
+    def of(cls, words: str) -> "BadSetting":
+        """One that is not about a single variable's value."""
+        error = cls("", "", "")
+        error.args = (words,)
+        return error
+
 
 def _text(raw: str) -> str:
     return raw

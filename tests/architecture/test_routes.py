@@ -4,6 +4,7 @@ Whoever is refused learns nothing else: 401 and 403 come before the body is look
 """
 
 import base64
+import gc
 import hashlib
 import hmac
 import json
@@ -177,7 +178,12 @@ def test_a_valid_token_of_a_declared_role_gets_past_the_door(
 @pytest.mark.parametrize("header", BAD_HEADERS.values(), ids=BAD_HEADERS)
 @every_route
 def test_without_a_valid_token_it_is_401(route: Route, header: str | None) -> None:
-    refused(route.call(DOOR, headers={} if header is None else {"Authorization": header}, data=b"{"))
+    # A finalizer that the collector runs where the parser is at its deepest fails for lack of stack, and pytest with it.
+    gc.disable()
+    try:
+        refused(route.call(DOOR, headers={} if header is None else {"Authorization": header}, data=b"{"))
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("claims", BAD_CLAIMS.values(), ids=BAD_CLAIMS)
