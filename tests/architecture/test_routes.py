@@ -178,7 +178,7 @@ def test_a_valid_token_of_a_declared_role_gets_past_the_door(
 @pytest.mark.parametrize("header", BAD_HEADERS.values(), ids=BAD_HEADERS)
 @every_route
 def test_without_a_valid_token_it_is_401(route: Route, header: str | None) -> None:
-    # A finalizer that the collector runs where the parser is at its deepest fails for lack of stack, and pytest with it.
+    # A finalizer run by the collector where the parser is at its deepest has no stack left, and pytest complains.
     gc.disable()
     try:
         refused(route.call(DOOR, headers={} if header is None else {"Authorization": header}, data=b"{"))
