@@ -453,3 +453,10 @@ def test_an_answer_that_is_too_long_is_none_and_leaves_nothing_behind(upstream: 
         with pytest.raises(NoAnswer, match="the answer is too long"):
             me(len(whole) // 2)
         assert me(len(whole)).body == whole
+
+
+@pytest.mark.parametrize(
+    ("id_", "kind"), [("0", "accepted"), ('"m-1"', "accepted"), ("null", "unknown"), ('""', "unknown")]
+)
+def test_any_id_is_an_id_but_none(id_: str, kind: str) -> None:
+    assert outcome_of(Answer(200, {}, f'{{"id": {id_}}}'.encode()), 0.1).kind == kind

@@ -109,6 +109,7 @@ class OnlyFans:
             oldest_s = started_ago_s + (monotonic_s() - began) + _SKEW_S
             for entry in entries:
                 created = datetime.fromisoformat(entry["created_at"])
+                created = created if created.tzinfo else created.replace(tzinfo=UTC)
                 if (now - created).total_seconds() > oldest_s:
                     return Finding(Evidence.ABSENT)
                 if _plain(entry["id"]) not in known_ids and _same(entry, claim):
@@ -132,7 +133,7 @@ def outcome_of(answer: Answer, latency_s: float) -> Outcome:
     status = answer.status
     if 200 <= status < 300:
         found = _json_object(answer.body) or {}
-        upstream_id = _plain(found.get("id") or "")
+        upstream_id = "" if found.get("id") is None else _plain(found["id"])
         if upstream_id:
             return Outcome(OutcomeKind.ACCEPTED, upstream_id=upstream_id, http_status=status, latency_s=latency_s)
         return Outcome(
