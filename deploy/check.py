@@ -9,7 +9,7 @@ import redis
 
 from api.app import create_app
 from workers.bootstrap import build
-from workers.settings import BadSetting, Settings
+from workers.settings import BadSetting, Settings, problems
 from workers.store import migrations
 
 
@@ -22,11 +22,11 @@ class Finding:
 
 def run(say: Callable[[str], None]) -> bool:
     """Check, and say what was found. Returns whether all is well."""
-    try:
-        settings = Settings.from_env()
-    except BadSetting as error:
-        say(f"FAIL  settings: {error}")
+    if wrong := problems():
+        for error in wrong:
+            say(f"FAIL  settings: {error}")
         return False
+    settings = Settings.from_env()
     findings = [
         Finding("settings", None),
         *_auth(settings),

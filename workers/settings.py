@@ -205,6 +205,18 @@ class Settings:
         return "Settings(…)"
 
 
+def problems(environ: Mapping[str, str] | None = None) -> list[BadSetting]:
+    """Everything that is wrong with the settings, where `Settings.from_env` stops at the first."""
+    environ = os.environ if environ is None else environ
+    found = []
+    for setting in fields(Settings):
+        try:
+            _read(setting.metadata, environ)
+        except BadSetting as error:
+            found.append(error)
+    return found
+
+
 def variables() -> dict[str, str | None]:
     """Every variable and its default, as it would be written in the environment."""
     return {setting.metadata["variable"]: setting.metadata["default"] for setting in fields(Settings)}

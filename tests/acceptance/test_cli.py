@@ -95,6 +95,13 @@ def test_check_names_each_fix() -> None:
         assert fix in found.stdout
 
 
+def test_check_names_every_wrong_setting_at_once() -> None:
+    found = paceline("check", RATE_LIMIT="ten", MAX_ATTEMPTS="0", REDIS_URL="redis://h")
+    assert found.returncode == 1
+    for variable in ("DATABASE_URL", "RATE_LIMIT", "MAX_ATTEMPTS"):
+        assert f"settings: {variable}=" in found.stdout
+
+
 def test_up_on_a_data_directory_in_use_says_so(servers: Servers, tmp_path: Path) -> None:
     with Servers(tmp_path / "d"):
         busy = paceline("up", "--port", "0", "--data-dir", str(tmp_path / "d"))
