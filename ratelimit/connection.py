@@ -6,14 +6,19 @@ connection first compares the server's run id with the one its data was filled u
 command of ours can reach it.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
+from ratelimit.errors import TokensUnavailable
+
 NAMESPACE = "paceline"
+
+_T = TypeVar("_T")
 
 AWAY = (
     redis.ConnectionError,
@@ -43,6 +48,19 @@ def connect(url: str, *, timeout_s: float = 2.0) -> redis.Redis:
         redis_connect_func=_greet,
         **tcp,
     )
+
+
+def answered(call: Callable[[], _T]) -> _T:
+    """Make a call to Redis. Raises `TokensUnavailable` while it is away."""
+    try:
+        return call()
+    except AWAY as error:
+        raise TokensUnavailable(f"Redis did not answer: {error}") from error
+
+
+def script(client: redis.Redis, path: Path) -> Any:
+    """A registered script survives SCRIPT FLUSH: redis-py answers NOSCRIPT by loading it again, in pipelines too."""
+    return client.register_script(path.read_text())
 
 
 def know_server(client: redis.Redis) -> None:

@@ -23,6 +23,11 @@ MAX_COUNT = 100_000  # a window remembers that many uses; more is not pacing any
 MAX_PERIOD_S = 31 * 86400
 
 
+def to_us(seconds: float) -> int:
+    """Seconds as the whole microseconds that Redis is told."""
+    return round(seconds * MICROSECONDS)
+
+
 @dataclass(frozen=True, slots=True)
 class Limit:
     """At most `count` uses in any rolling `period_us` microseconds."""

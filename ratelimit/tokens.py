@@ -8,16 +8,15 @@ from which a lost Redis is rebuilt (`begin_rebuild`, `finish_rebuild`), and to n
 
 import math
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import redis
 
-from ratelimit.connection import AWAY, NAMESPACE, know_server
-from ratelimit.errors import TokensUnavailable
-from ratelimit.limits import MAX_PERIOD_S, MICROSECONDS, Limits
+from ratelimit.connection import NAMESPACE, answered, know_server, script
+from ratelimit.limits import MAX_PERIOD_S, MICROSECONDS, Limits, to_us
 
 START_WITHIN_S = 2.0
 """A borrowed token must be on the books this soon, or be given up.
@@ -28,7 +27,7 @@ is either on them by then or void. Without the wait, its use would be missing fr
 
 _KNOWN = f"{NAMESPACE}:known"
 
-_T = TypeVar("_T")
+_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +80,11 @@ class Tokens:
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
-        self._exchange = _script(client, "exchange")
-        self._cool_down = _script(client, "cool_down")
-        self._view = _script(client, "view")
-        self._begin_rebuild = _script(client, "begin_rebuild")
-        self._finish_rebuild = _script(client, "finish_rebuild")
+        self._exchange = script(client, _HERE / "exchange.lua")
+        self._cool_down = script(client, _HERE / "cool_down.lua")
+        self._view = script(client, _HERE / "view.lua")
+        self._begin_rebuild = script(client, _HERE / "begin_rebuild.lua")
+        self._finish_rebuild = script(client, _HERE / "finish_rebuild.lua")
 
     def exchange(
         self,
@@ -99,8 +98,8 @@ class Tokens:
     ) -> Grant:
         """Give tokens back and borrow up to `want` others for `lease_s` seconds, in one step."""
         grant = secrets.token_hex(5)
-        args = [_us(lease_s), want, grant, *_flat(limits), len(returned), *returned, len(refunded), *refunded]
-        return _grant(grant, _answered(lambda: self._exchange(keys=_keys(key), args=args)))
+        args = [to_us(lease_s), want, grant, *_flat(limits), len(returned), *returned, len(refunded), *refunded]
+        return _grant(grant, answered(lambda: self._exchange(keys=_keys(key), args=args)))
 
     def borrow(self, key: str, limits: Limits, *, want: int = 1, lease_s: float) -> Grant:
         return self.exchange(key, limits, want=want, lease_s=lease_s)
@@ -121,17 +120,17 @@ class Tokens:
 
         def use() -> Any:
             with self._redis.pipeline(transaction=False) as pipe:
-                pipe.hset(gate, "known", _us(limits.longest_period_s))
+                pipe.hset(gate, "known", to_us(limits.longest_period_s))
                 pipe.expire(gate, round(limits.longest_period_s) + 60)
                 self._exchange(keys=[uses, gate], args=[0, 1, grant, *_flat(limits), 0, 0], client=pipe)
                 return pipe.execute()[-1]
 
-        return _grant(grant, _answered(use))
+        return _grant(grant, answered(use))
 
     def cool_down(self, key: str, for_s: float) -> float:
         """Give out none for `for_s` seconds, or longer if it was closed for longer. Returns the seconds in force."""
-        keys, args = _keys(key)[1:], [_us(for_s)]
-        return int(_answered(lambda: self._cool_down(keys=keys, args=args))) / MICROSECONDS
+        keys, args = _keys(key)[1:], [to_us(for_s)]
+        return int(answered(lambda: self._cool_down(keys=keys, args=args))) / MICROSECONDS
 
     def view(self, key: str, limits: Limits) -> View:
         return self.views([(key, limits)])[0]
@@ -142,36 +141,34 @@ class Tokens:
         def look() -> list[Any]:
             with self._redis.pipeline(transaction=False) as pipe:
                 for key, limits in wanted:
-                    self._view(keys=_keys(key), args=[_us(limits.longest_period_s)], client=pipe)
+                    self._view(keys=_keys(key), args=[to_us(limits.longest_period_s)], client=pipe)
                 return pipe.execute()
 
         views = []
-        for (_, limits), (now, known, cooldown, n, *rest) in zip(
-            wanted, _answered(look) if wanted else (), strict=True
-        ):
+        for (_, limits), (now, known, cooldown, n, *rest) in zip(wanted, answered(look) if wanted else (), strict=True):
             tokens, uses = rest[: int(n)], rest[int(n) :]
             ends = tuple((int(end) - int(now)) / MICROSECONDS for end in uses)
             cooldown_s = max(0.0, (int(cooldown) - int(now)) / MICROSECONDS)
-            is_known = known.isdigit() and int(known) >= _us(limits.longest_period_s)
+            is_known = known.isdigit() and int(known) >= to_us(limits.longest_period_s)
             recent = dict(zip(tokens, ends[len(ends) - len(tokens) :], strict=True))
             views.append(View(ends, cooldown_s, is_known, recent))
         return views
 
     def open_new(self, key: str) -> None:
         """Vouch that a key has no past (it has just been created), so that it need not be rebuilt."""
-        _answered(lambda: self._redis.hsetnx(_keys(key)[1], "known", 2 * _us(MAX_PERIOD_S)))
+        answered(lambda: self._redis.hsetnx(_keys(key)[1], "known", 2 * to_us(MAX_PERIOD_S)))
 
     def lost(self) -> bool:
         """Whether Redis has lost its data since `declare_known`, as far as is known."""
-        return not _answered(lambda: self._redis.exists(_KNOWN))
+        return not answered(lambda: self._redis.exists(_KNOWN))
 
     def report_loss(self) -> None:
         """A grant said `lost`: have everything looked through."""
-        _answered(lambda: self._redis.delete(_KNOWN))
+        answered(lambda: self._redis.delete(_KNOWN))
 
     def declare_known(self) -> None:
         """Every key's past is there."""
-        _answered(lambda: self._redis.set(_KNOWN, "1"))
+        answered(lambda: self._redis.set(_KNOWN, "1"))
 
     def begin_rebuild(self, keys: Mapping[str, Limits]) -> dict[str, str]:
         """Mark those keys whose past is not known as far back as their limits go. Returns {key: nonce} of them.
@@ -183,11 +180,11 @@ class Tokens:
             know_server(self._redis)
             with self._redis.pipeline(transaction=False) as pipe:
                 for key, limits in keys.items():
-                    args = ["?" + secrets.token_hex(8), _us(limits.longest_period_s)]
+                    args = ["?" + secrets.token_hex(8), to_us(limits.longest_period_s)]
                     self._begin_rebuild(keys=_keys(key)[1:], args=args, client=pipe)
                 return pipe.execute()
 
-        return {key: nonce for key, nonce in zip(keys, _answered(begin), strict=True) if nonce}
+        return {key: nonce for key, nonce in zip(keys, answered(begin), strict=True) if nonce}
 
     def finish_rebuild(self, lost: Iterable[tuple[str, str, Limits, float, Sequence[Use]]]) -> int:
         """Bring back (key, nonce, limits, cooldown in s, uses) and open the gates. Returns how many it opened."""
@@ -196,13 +193,13 @@ class Tokens:
             with self._redis.pipeline(transaction=False) as pipe:
                 for key, nonce, limits, cooldown_s, uses in lost:
                     keep_s = limits.longest_period_s + max((use.ended_s for use in uses), default=0) + 1
-                    args: list[Any] = [nonce, _us(cooldown_s), _us(keep_s), _us(limits.longest_period_s)]
+                    args: list[Any] = [nonce, to_us(cooldown_s), to_us(keep_s), to_us(limits.longest_period_s)]
                     for use in uses:
-                        args += (use.token, _us(use.ended_s))
+                        args += (use.token, to_us(use.ended_s))
                     self._finish_rebuild(keys=_keys(key), args=args, client=pipe)
                 return pipe.execute()
 
-        return sum(_answered(finish))
+        return sum(answered(finish))
 
 
 def _keys(key: str) -> list[str]:
@@ -223,19 +220,3 @@ def _grant(grant: str, answer: Any) -> Grant:
         return Grant((), 0.0, lost=True)
     free_s = free_us / MICROSECONDS if free_us >= 0 else math.inf
     return Grant(tuple(f"{grant}.{i}" for i in range(1, granted + 1)), wait_us / MICROSECONDS, free_s, left)
-
-
-def _us(seconds: float) -> int:
-    return round(seconds * MICROSECONDS)
-
-
-def _script(client: redis.Redis, name: str) -> Any:
-    """A registered script survives SCRIPT FLUSH: redis-py answers NOSCRIPT by loading it again, in pipelines too."""
-    return client.register_script(Path(__file__).with_name(f"{name}.lua").read_text())
-
-
-def _answered(call: Callable[[], _T]) -> _T:
-    try:
-        return call()
-    except AWAY as error:
-        raise TokensUnavailable(f"Redis did not answer: {error}") from error

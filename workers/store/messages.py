@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from psycopg.types.json import Jsonb
 from ulid import ULID
 
 from workers.domain.errors import StaleClaim
@@ -96,8 +97,6 @@ def accept(
     fingerprint: str | None = None,
 ) -> Accepted:
     """Insert the message and commit. With an idempotency key that came before: what was accepted then."""
-    from psycopg.types.json import Jsonb
-
     params = {
         "id": message.id,
         "account_id": message.account_id,

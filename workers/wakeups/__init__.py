@@ -5,16 +5,15 @@ once too often: a drain that finds nothing to do costs two round trips. So nothi
 here is the truth.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import redis
 
 from ratelimit import TokensUnavailable
-from ratelimit.connection import AWAY
-from ratelimit.limits import MICROSECONDS
+from ratelimit.connection import answered, script
+from ratelimit.limits import MICROSECONDS, to_us
 from workers.telemetry import logger
 
 PUBLISHED_FOR_S = 3.0
@@ -32,7 +31,7 @@ _PROCESSED, _LATENCY = _KEYS + "processed", _KEYS + "latency"
 
 log = logger(__name__)
 
-_T = TypeVar("_T")
+_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +49,14 @@ class Wakeups:
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
-        self._wake = _script(client, "wake")
-        self._take_due = _script(client, "take_due")
-        self._begin_drain = _script(client, "begin_drain")
-        self._end_drain = _script(client, "end_drain")
+        self._wake = script(client, _HERE / "wake.lua")
+        self._take_due = script(client, _HERE / "take_due.lua")
+        self._begin_drain = script(client, _HERE / "begin_drain.lua")
+        self._end_drain = script(client, _HERE / "end_drain.lua")
 
     def wake(self, account_id: str, delay_s: float = 0.0) -> None:
         """Have the account drained in `delay_s` seconds, or earlier if it is due earlier already."""
-        self._do(lambda: self._wake(keys=[_DUE, _NUDGE], args=[account_id, _us(delay_s)]))
+        answered(lambda: self._wake(keys=[_DUE, _NUDGE], args=[account_id, to_us(delay_s)]))
 
     def try_wake(self, account_id: str, delay_s: float = 0.0) -> None:
         """`wake`, by somebody who has done what they were asked to already: should Redis be away, the reconciler finds
@@ -75,7 +74,7 @@ class Wakeups:
                 return []
             scores = self._redis.zmscore(_DUE, accounts)
             idle = [account for account, score in zip(accounts, scores, strict=True) if score is None]
-            now = _us(self._now())
+            now = to_us(self._now())
             with self._redis.pipeline(transaction=False) as pipe:
                 for account in idle:
                     pipe.zcount(_drains(account), now, "+inf")
@@ -87,39 +86,39 @@ class Wakeups:
                     self._wake(keys=[_DUE, _NUDGE], args=[account_id, 0], client=pipe)
                 pipe.execute()
 
-        lost = self._do(forgotten)
-        self._do(lambda: wake(lost))
+        lost = answered(forgotten)
+        answered(lambda: wake(lost))
         return len(lost)
 
     def take_due(self, most: int = 500) -> Due:
         """Take what is due. Whoever takes it publishes it."""
-        args = [most, _us(PUBLISHED_FOR_S)]
-        next_us, late_us, *accounts = self._do(lambda: self._take_due(keys=[_DUE, _PUBLISHED], args=args))
+        args = [most, to_us(PUBLISHED_FOR_S)]
+        next_us, late_us, *accounts = answered(lambda: self._take_due(keys=[_DUE, _PUBLISHED], args=args))
         next_s = None if int(next_us) < 0 else int(next_us) / MICROSECONDS
         return Due(tuple(accounts), next_s, int(late_us) / MICROSECONDS)
 
     def await_nudge(self, timeout_s: float) -> bool:
         """Sleep until a wake-up comes in that is earlier than all others, at most `timeout_s` seconds: fewer than
         the client waits for an answer."""
-        return self._do(lambda: self._redis.blpop([_NUDGE], timeout=max(timeout_s, 0.001))) is not None
+        return answered(lambda: self._redis.blpop([_NUDGE], timeout=max(timeout_s, 0.001))) is not None
 
     def begin_drain(self, account_id: str, drain_id: str, most: int) -> bool:
         """Take one of the account's `most` places for drains. False if all are taken: then whoever gives one up has the
         account looked at again, so that what came in during its last step is not overlooked."""
-        args = [account_id, drain_id, most, _us(DRAIN_LEASE_S)]
+        args = [account_id, drain_id, most, to_us(DRAIN_LEASE_S)]
         return bool(self._place(account_id, args))
 
     def renew_drain(self, account_id: str, drain_id: str) -> None:
-        args = [account_id, drain_id, -1, _us(DRAIN_LEASE_S)]
+        args = [account_id, drain_id, -1, to_us(DRAIN_LEASE_S)]
         self._place(account_id, args)
 
     def _place(self, account_id: str, args: list[Any]) -> int:
         keys = [_PUBLISHED, _drains(account_id), _AGAIN]
-        return int(self._do(lambda: self._begin_drain(keys=keys, args=args)))
+        return int(answered(lambda: self._begin_drain(keys=keys, args=args)))
 
     def end_drain(self, account_id: str, drain_id: str) -> None:
         keys = [_drains(account_id), _AGAIN, _DUE, _NUDGE]
-        self._do(lambda: self._end_drain(keys=keys, args=[account_id, drain_id]))
+        answered(lambda: self._end_drain(keys=keys, args=[account_id, drain_id]))
 
     def evict(self, account_id: str, worker: int) -> None:
         """Clear the places of a dead worker's drains (named `<worker>.…`), so that others need not wait for its leases
@@ -130,11 +129,11 @@ class Wakeups:
             if gone := [drain for drain in drains if drain.startswith(f"{worker}.")]:
                 self._redis.zrem(_drains(account_id), *gone)
 
-        self._do(clear)
+        answered(clear)
 
     def may_verify(self, every_s: float) -> bool:
         """Whether it is time to have unknown outcomes looked up again, whoever asks: at most once in `every_s`."""
-        return bool(self._do(lambda: self._redis.set(_VERIFY, "1", nx=True, px=round(every_s * 1000))))
+        return bool(answered(lambda: self._redis.set(_VERIFY, "1", nx=True, px=round(every_s * 1000))))
 
     def note_processed(self, account_id: str, at_s: float, latency_s: float) -> None:
         """Remember when a message of the account was last dealt with (Unix time), for people to see, and how long its
@@ -146,17 +145,17 @@ class Wakeups:
                 pipe.hset(_LATENCY, account_id, f"{latency_s:.4f}")
                 pipe.execute()
 
-        self._do(note)
+        answered(note)
 
     def latency_s(self, account_id: str) -> float:
         """How long the account's upstream takes to answer, as of late."""
-        return float(self._do(lambda: self._redis.hget(_LATENCY, account_id)) or EXPECTED_LATENCY_S)
+        return float(answered(lambda: self._redis.hget(_LATENCY, account_id)) or EXPECTED_LATENCY_S)
 
     def last_processed_s(self, accounts: list[str]) -> float | None:
         """Unix time of the last message dealt with on any of these accounts, as far as Redis remembers."""
         if not accounts:
             return None
-        times = self._do(lambda: self._redis.hmget(_PROCESSED, accounts))
+        times = answered(lambda: self._redis.hmget(_PROCESSED, accounts))
         return max((float(time) for time in times if time), default=None)
 
     def beat(self, kind: str, name: str, for_s: float) -> None:
@@ -171,31 +170,16 @@ class Wakeups:
                 pipe.expire(key, 120)
                 pipe.execute()
 
-        self._do(say)
+        answered(say)
 
     def alive(self, kind: str) -> int:
         """How many processes of a kind have said lately that they live."""
-        return int(self._do(lambda: self._redis.zcount(f"paceline:alive:{kind}", self._now(), "+inf")))
+        return int(answered(lambda: self._redis.zcount(f"paceline:alive:{kind}", self._now(), "+inf")))
 
     def _now(self) -> float:
         seconds, microseconds = self._redis.time()
         return seconds + microseconds / MICROSECONDS
 
-    @staticmethod
-    def _do(call: Callable[[], _T]) -> _T:
-        try:
-            return call()
-        except AWAY as error:
-            raise TokensUnavailable(f"Redis did not answer: {error}") from error
-
 
 def _drains(account_id: str) -> str:
     return f"{_KEYS}drains:{account_id}"
-
-
-def _us(seconds: float) -> int:
-    return round(seconds * MICROSECONDS)
-
-
-def _script(client: redis.Redis, name: str) -> Any:
-    return client.register_script(Path(__file__).with_name(f"{name}.lua").read_text())
