@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help up demo faults test lint format lock clean
+.PHONY: help up demo faults test test-servers lint format lock clean
 
 help:            ## what there is to do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -23,6 +23,9 @@ faults: $(VENV)/.local       ## the whole fault suite: 10,000 messages under fir
 test: $(VENV)/.dev           ## the whole test suite
 	@$(BIN)/python -m pytest -n 4 --maxschedchunk 1
 
+test-servers: $(VENV)/.dev   ## the tests of real servers, on Debian's PostgreSQL 15, Redis 7 and RabbitMQ; about 10 minutes
+	@$(BIN)/python -m tests.servers
+
 lint: $(VENV)/.dev           ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -36,9 +39,11 @@ lock:            ## resolve the requirements again (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	    --no-header pyproject.toml -o requirements/base.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	    --no-header pyproject.toml --extra local --group dev -c requirements/base.txt -o requirements/dev.txt
+	    --no-header pyproject.toml --extra local --extra otel --group dev -c requirements/base.txt -o requirements/dev.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	    --no-header pyproject.toml --extra local --group build -c requirements/dev.txt -o requirements/local.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --no-header --group bench -c requirements/base.txt -o requirements/bench.txt
 
 clean:           ## forget the virtual environment and the local data
 	rm -rf $(VENV) .paceline

@@ -22,14 +22,22 @@ worker_enable_remote_control = False
 worker_send_task_events = False
 worker_hijack_root_logger = False
 worker_redirect_stdouts = False
+worker_consumer = "workers.consumer:Consumer"
+worker_cancel_long_running_tasks_on_connection_loss = (
+    True  # of those acknowledged late: none; unset, Celery warns of it
+)
 
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
+broker_heartbeat = 10  # s, with RabbitMQ: a worker notices within two of them that the broker's machine is gone
 broker_transport_options = {
+    # of Redis
     "socket_keepalive": True,
     "socket_timeout": 10,
     "socket_connect_timeout": 5,
     "health_check_interval": 10,
+    # of RabbitMQ, which reads nothing from publishers while it is out of memory or disk
+    "write_timeout": 10,
 }
 
 beat_scheduler = "workers.pacer:Pacer"

@@ -5,7 +5,7 @@ from typing import Any
 from flask import Blueprint, g
 
 from api import schemas
-from api.auth import ADMINS
+from api.auth import ADMINS, actor
 from api.endpoint import endpoint
 from ratelimit import Limits
 from workers.bootstrap import Adapters
@@ -38,7 +38,7 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
             limits=body.get("limits"),
             display_name=body.get("display_name"),
             api_key=(body.get("credentials") or {}).get("api_key"),
-            by=g.caller.subject,
+            by=actor(),
         )
         return _shown(account, default_limits), 200
 
@@ -52,14 +52,14 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
     )
     def pause(account_id: str, body: dict[str, Any]) -> Any:
         account = accounts.pause(
-            g.caller.account(account_id), reason=body["reason"], until=body.get("until"), by=g.caller.subject
+            g.caller.account(account_id), reason=body["reason"], until=body.get("until"), by=actor()
         )
         return _shown(account, default_limits), 200
 
     @routes.post("/accounts/<account_id>/resume")
     @endpoint("Let an account's messages go on", roles=ADMINS, answers={200: schemas.AccountOut}, errors=(404,))
     def resume(account_id: str) -> Any:
-        return _shown(accounts.resume(g.caller.account(account_id), by=g.caller.subject), default_limits), 200
+        return _shown(accounts.resume(g.caller.account(account_id), by=actor()), default_limits), 200
 
 
 def _shown(account: Account, default_limits: Limits) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _shown(account: Account, default_limits: Limits) -> dict[str, Any]:
         "display_name": account.display_name,
         "limits": str(account.limits or default_limits),
         "own_limits": account.limits is not None,
-        "has_credentials": account.api_key is not None,
+        "has_credentials": account.sealed_key is not None,
         "state": state,
         "reason": account.pause_reason,
         "paused_until": account.paused_until,

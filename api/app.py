@@ -9,17 +9,25 @@ from flask.json.provider import DefaultJSONProvider
 from ulid import ULID
 
 from api import auth, errors, limiting, messaging, operations
+from api.endpoint import MAX_BODY
 from workers import telemetry
 from workers.bootstrap import Adapters
 
-MAX_BODY = 8 * 1024 * 1024
+_DEFENCES = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+"""For browsers that end up here. No CORS: a page of another origin gets nothing; the documentation has a policy of its
+own. Strict-Transport-Security is for whoever ends TLS to say."""
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 def create_app(adapters: Adapters) -> Flask:
     """The API over these adapters."""
     app = Flask("paceline", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY + 1  # at its limit werkzeug silently cuts a body of unknown length
     app.url_map.strict_slashes = app.url_map.merge_slashes = False  # a redirect would be an HTML page
     assert isinstance(app.json, DefaultJSONProvider)
     app.json.sort_keys = False
@@ -44,8 +52,8 @@ def _begin() -> None:
 
 def _end(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.request_id
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers.setdefault("Cache-Control", "no-store")
+    for name, value in _DEFENCES.items():
+        response.headers.setdefault(name, value)
     route = request.url_rule.rule if request.url_rule else "unmatched"
     telemetry.http_requests.labels(route, response.status_code).inc()
     telemetry.http_request_seconds.labels(route).observe(time.perf_counter() - g.began)

@@ -14,12 +14,14 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from flask import Flask, g
+from flask import Flask, current_app, g
 from flask_jwt_extended import JWTManager, create_access_token, get_jwt, verify_jwt_in_request
 from flask_jwt_extended.exceptions import JWTExtendedException
 from jwt.exceptions import PyJWTError
 
 from api.errors import ApiError, not_authenticated
+from workers import tracing
+from workers.domain.actor import Actor
 from workers.domain.errors import NotFound
 from workers.settings import BadSetting, Settings
 
@@ -70,6 +72,8 @@ def install(app: Flask, settings: Settings) -> None:
         JWT_HEADER_TYPE="Bearer",
         JWT_ACCESS_TOKEN_EXPIRES=timedelta(hours=12),
         JWT_DECODE_LEEWAY=0,
+        JWT_DECODE_AUDIENCE=settings.jwt_audience,
+        JWT_DECODE_ISSUER=settings.jwt_issuer,
         **_keys(settings),
     )
     manager = JWTManager(app)
@@ -90,7 +94,12 @@ def identify() -> Caller:
         verify_jwt_in_request()
     except (JWTExtendedException, PyJWTError):
         raise not_authenticated() from None
-    match get_jwt():
+    claims = get_jwt()
+    # RFC 7519 §4.1.3: whoever does not find itself in an audience must refuse the token. With JWT_AUDIENCE the library
+    # has looked; without it we have no name that could be there.
+    if "aud" in claims and current_app.config["JWT_DECODE_AUDIENCE"] is None:
+        raise not_authenticated()
+    match claims:
         case {"sub": sub, "role": str(role), "accounts": [*accounts]}:
             if role in EVERYONE and all(map(_is_name, (sub, *accounts))):
                 return Caller(sub, Role(role), None if "*" in accounts else tuple(accounts))
@@ -107,10 +116,30 @@ def authorize(roles: tuple[Role, ...]) -> Caller:
     return caller
 
 
-def issue_token(secret: str, *, subject: str, role: Role, accounts: list[str], ttl: timedelta) -> str:
-    """A token that `identify` takes, signed with the shared secret."""
+def actor() -> Actor:
+    """The caller of this request, for the audit, and for the logs and traces of what comes of it."""
+    caller: Caller = g.caller
+    return Actor(
+        subject=caller.subject, role=str(caller.role), request_id=g.request_id, traceparent=tracing.traceparent()
+    )
+
+
+def issue_token(
+    secret: str,
+    *,
+    subject: str,
+    role: Role,
+    accounts: list[str],
+    ttl: timedelta,
+    audience: str | None = None,
+    issuer: str | None = None,
+) -> str:
+    """A token that `identify` takes, signed with the shared secret; audience and issuer as JWT_AUDIENCE and JWT_ISSUER
+    have them."""
     app = Flask("token")
-    app.config.update(JWT_SECRET_KEY=secret, JWT_ALGORITHM="HS256")
+    app.config.update(
+        JWT_SECRET_KEY=secret, JWT_ALGORITHM="HS256", JWT_ENCODE_AUDIENCE=audience, JWT_ENCODE_ISSUER=issuer
+    )
     JWTManager(app)
     with app.app_context():
         claims = {"role": str(role), "accounts": accounts}

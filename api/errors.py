@@ -1,5 +1,6 @@
 """Every error as the contract's JSON: the only place where an exception becomes an answer."""
 
+import itertools
 import math
 from http import HTTPStatus
 from typing import Any
@@ -16,6 +17,7 @@ log = logger(__name__)
 
 RETRY_STORE_S = 2
 """How soon to try again when PostgreSQL is away."""
+MOST_DETAILS = 100
 
 _CODES = {
     400: "invalid_request",
@@ -78,11 +80,11 @@ def _known(error: Exception) -> ApiError | None:
             return error
         case marshmallow.ValidationError():
             details = error.messages if isinstance(error.messages, dict) else {"body": error.messages}
-            return ApiError(400, "The request is not valid; see details", details=details)
+            return ApiError(400, "The request is not valid; see details", details=_cut(details))
         case InvalidMessage():
-            return ApiError(400, "The request is not valid; see details", details=error.details)
+            return ApiError(400, "The request is not valid; see details", details=_cut(error.details))
         case NotFound():
-            return ApiError(404, str(error))
+            return ApiError(404, str(error), details=_cut(error.details))
         case KeyReused():
             return ApiError(409, str(error), code="idempotency_key_reused")
         case Conflict():
@@ -93,7 +95,11 @@ def _known(error: Exception) -> ApiError | None:
                 429,
                 str(error),
                 code="queue_full",
-                headers={"Retry-After": str(wait_s), "RateLimit": f'"queue";r=0;t={wait_s}'},
+                headers={
+                    "Retry-After": str(wait_s),
+                    "RateLimit-Policy": f'"queue";q={error.limit}',
+                    "RateLimit": f'"queue";r=0;t={wait_s}',
+                },
             )
         case StoreUnavailable():
             log.warning("store_unavailable", error=str(error))
@@ -102,6 +108,15 @@ def _known(error: Exception) -> ApiError | None:
         case HTTPException():
             return _http_error(error)
     return None
+
+
+def _cut(details: dict[str, Any]) -> dict[str, Any]:
+    """Of a long list of messages, what is wrong with the first hundred of those that are, and how many more there are."""
+    wrong = details.get("messages")
+    if not isinstance(wrong, dict) or len(wrong) <= MOST_DETAILS:
+        return details
+    first = dict(itertools.islice(wrong.items(), MOST_DETAILS))
+    return details | {"messages": first, "more": [f"So are {len(wrong) - MOST_DETAILS} more messages."]}
 
 
 def _http_error(error: HTTPException) -> ApiError:

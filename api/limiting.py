@@ -1,6 +1,7 @@
 """The caller's own limit: so many requests per `sub`, with our own tokens.
 
-Fails open: while Redis is away requests are served, since a send that can be accepted durably should be.
+Fails open: while Redis is away requests are served, since a send that can be accepted durably should be; counted in
+`paceline_caller_limit_open_total`.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ from flask import Flask, Response, current_app, g
 
 from api.errors import ApiError
 from ratelimit import Grant, Limits, Tokens, TokensUnavailable
-from workers.telemetry import logger
+from workers.telemetry import caller_limit_open, logger
 
 log = logger(__name__)
 
@@ -31,6 +32,7 @@ def spend(subject: str) -> None:
     try:
         grant = tokens.spend(key, limits)
     except TokensUnavailable as error:
+        caller_limit_open.inc()
         log.warning("caller_limit_open", error=str(error))
         return
     g.caller_grant = grant
@@ -41,12 +43,12 @@ def spend(subject: str) -> None:
 
 
 def _tell(response: Response) -> Response:
-    """RateLimit and RateLimit-Policy, as draft-ietf-httpapi-ratelimit-headers has them."""
+    """RateLimit and RateLimit-Policy, as draft-ietf-httpapi-ratelimit-headers has them; after a full queue's own."""
     _, limits = current_app.extensions[_EXTENSION]
     grant: Grant | None = g.get("caller_grant")
     if limits is not None and grant is not None:
         policies = [f'"caller{n}";q={limit.count};w={math.ceil(limit.period_s)}' for n, limit in enumerate(limits, 1)]
-        response.headers["RateLimit-Policy"] = ", ".join(policies)
+        response.headers["RateLimit-Policy"] = ", ".join([*response.headers.getlist("RateLimit-Policy"), *policies])
         response.headers.setdefault("RateLimit", f'"caller1";r={grant.left};t={_wait_s(grant)}')
     return response
 

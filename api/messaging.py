@@ -9,13 +9,16 @@ from flask import Blueprint, g, request, url_for
 from werkzeug.exceptions import NotFound as NoSuchRoute
 
 from api import accounts, schemas
-from api.auth import ADMINS, EVERYONE, SENDERS
+from api.auth import ADMINS, DEFAULT_ACCOUNT, EVERYONE, SENDERS, actor
 from api.endpoint import endpoint
 from api.errors import ApiError
 from workers.bootstrap import Adapters
+from workers.domain.errors import NotFound
 from workers.domain.state import State, Status
 from workers.services.cancel import cancel
 from workers.services.queries import AccountStatus, Dossier
+from workers.services.submit import no_accounts
+from workers.store.audit import AuditFilter
 from workers.store.queries import FailureFilter, MessageFilter
 from workers.store.session import Row
 
@@ -82,6 +85,10 @@ def blueprint(adapters: Adapters) -> Blueprint:
         headers={
             "Idempotency-Key": "The same key and body again answer with the same message (at most 255 characters)"
         },
+        answer_headers={
+            "Location": "The message's own path",
+            "Idempotent-Replayed": "`true` if this Idempotency-Key had been used already",
+        },
     )
     def send(body: dict[str, Any]) -> Any:
         key = _idempotency_key()
@@ -90,7 +97,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
         receipt = submitter.submit(
             body,
             account_id,
-            subject=g.caller.subject,
+            by=actor(),
             key=key,
             fingerprint=hashlib.sha256(f"{g.channel}\n{account_id}\n".encode() + g.body).hexdigest(),
         )
@@ -99,6 +106,27 @@ def blueprint(adapters: Adapters) -> Blueprint:
             headers["Idempotent-Replayed"] = "true"
             receipt = replace(receipt, **_prospects(reader.message(receipt.message_id, None)))
         return receipt, 202, headers
+
+    @routes.post("/send/bulk")
+    @endpoint(
+        "Queue up to 10,000 messages, all or none",
+        roles=SENDERS,
+        body=schemas.SendBulk,
+        answers={202: schemas.BulkReceipt},
+        errors=(404, 409, 413, 415),
+        headers={"Idempotency-Key": "The same key and body again answer with the same messages"},
+    )
+    def send_bulk(body: dict[str, Any]) -> Any:
+        key = _idempotency_key()
+        wanted = _with_accounts(body["messages"])
+        named = "\n".join(dict.fromkeys(message["account_id"] for message in wanted))
+        receipt = submitter.submit_many(
+            wanted,
+            by=actor(),
+            key=key,
+            fingerprint=hashlib.sha256(f"{g.channel}\n{named}\n".encode() + g.body).hexdigest(),
+        )
+        return receipt, 202, {"Idempotent-Replayed": "true"} if receipt.replayed else {}
 
     @routes.get("/messages")
     @endpoint(
@@ -126,7 +154,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
     @routes.delete("/messages/<message_id>")
     @endpoint("Cancel a waiting message", roles=SENDERS, answers={200: schemas.Cancelled}, errors=(404, 409))
     def delete(message_id: str) -> Any:
-        cancel(adapters.db, adapters.wakeups, message_id, scope=g.caller.scope(), by=g.caller.subject)
+        cancel(adapters.db, adapters.wakeups, message_id, scope=g.caller.scope(), by=actor())
         return {"message_id": message_id}, 200
 
     @routes.get("/failed")
@@ -149,7 +177,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
     @routes.post("/<message_id>/retry")
     @endpoint("Queue a failed message again", roles=ADMINS, answers={202: schemas.Retried}, errors=(404, 409))
     def retry(message_id: str) -> Any:
-        queued_at = failures.retry(message_id, scope=g.caller.scope(), by=g.caller.subject)
+        queued_at = failures.retry(message_id, scope=g.caller.scope(), by=actor())
         return {"message_id": message_id, "queued_at": queued_at}, 202
 
     @routes.post("/failed/retry")
@@ -164,7 +192,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
         scope = g.caller.scope(body.get("account_id"))
         include_unknown, dry_run = body.pop("include_unknown"), body.pop("dry_run")
         found = failures.redrive(
-            FailureFilter(**body), scope=scope, by=g.caller.subject, include_unknown=include_unknown, dry_run=dry_run
+            FailureFilter(**body), scope=scope, by=actor(), include_unknown=include_unknown, dry_run=dry_run
         )
         return found, 202
 
@@ -177,8 +205,19 @@ def blueprint(adapters: Adapters) -> Blueprint:
         errors=(404, 409, 413, 415),
     )
     def resolve(message_id: str, body: dict[str, Any]) -> Any:
-        failures.resolve_as_sent(message_id, scope=g.caller.scope(), by=g.caller.subject)
+        failures.resolve_as_sent(message_id, scope=g.caller.scope(), by=actor())
         return {"message_id": message_id}, 200
+
+    @routes.get("/audit")
+    @endpoint(
+        "Who did what, when, from which request; latest first",
+        roles=ADMINS, query=schemas.AuditQuery, answers={200: schemas.AuditPage}, errors=(404,),
+    )  # fmt: skip
+    def audit(query: dict[str, Any]) -> Any:
+        scope = g.caller.scope(query.get("account_id"))
+        limit, cursor = query.pop("limit"), query.pop("cursor", None)
+        page, next_id = reader.audit(AuditFilter(**query, before_id=cursor and int(cursor)), scope, limit)
+        return {"entries": page, "next_cursor": next_id}, 200
 
     accounts.add_routes(routes, adapters)
     return routes
@@ -190,6 +229,20 @@ def _idempotency_key() -> str | None:
         details = {"Idempotency-Key": [f"Must be 1 to {KEY_LENGTH} printable ASCII characters."]}
         raise ApiError(400, "The Idempotency-Key is not valid", details=details)
     return key
+
+
+def _with_accounts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each with the account that it means. Raises NotFound, with all that the caller may not know of."""
+    missing: dict[int, str] = {}
+    for n, message in enumerate(messages):
+        named = message.get("account_id")
+        try:
+            message["account_id"] = g.caller.account(named)
+        except NotFound:
+            missing[n] = named or DEFAULT_ACCOUNT
+    if missing:
+        raise no_accounts(missing)
+    return messages
 
 
 def _message(row: Row) -> Row:

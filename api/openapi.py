@@ -13,6 +13,11 @@ from api import schemas
 from api.endpoint import Declaration, declaration_of
 
 _PARAMETER = re.compile(r"<(?:\w+:)?(\w+)>")
+_PATH = {
+    "channel": {"type": "string", "enum": ["onlyfans"]},
+    "message_id": {"type": "string", "pattern": schemas.MESSAGE_ID},
+    "account_id": {"type": "string", "pattern": f"^{schemas.ACCOUNT_ID}$"},
+}
 _ERRORS = {
     400: "The request is not valid; `details` says so field by field",
     401: "Not authenticated",
@@ -21,13 +26,33 @@ _ERRORS = {
     405: "This route does not take that method",
     409: "Its state does not allow this",
     413: "The body is larger than 8 MiB",
-    415: "The body is not declared to be JSON",
+    415: "The body is not declared to be JSON, or it is compressed",
     429: "Over the caller's own limit, or the queue is full",
     503: "Nothing can be accepted durably right now",
 }
+_ANSWERS = {200: "Here it is", 202: "Queued: committed to the database", 503: "Not ready: what is missing"}
+
+
+def _text(description: str, **schema: Any) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string"} | schema}
+
+
+_REQUEST_ID = {"name": "X-Request-Id", "in": "header"} | _text(
+    "A name for this request, echoed and logged if it is 1 to 128 of `A-Z a-z 0-9 . _ : -`; else it gets another"
+)
+_ON_EVERY_ANSWER = {"X-Request-Id": _text("Names this request in our logs", pattern="^[A-Za-z0-9._:-]{1,128}$")}
+_ON_COUNTED_ANSWERS = {
+    "RateLimit": _text("How many more requests the caller has, and for how long; not with `API_RATE_LIMIT=off`"),
+    "RateLimit-Policy": _text("The caller's own limits; not with `API_RATE_LIMIT=off`"),
+}
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer", "minimum": 1}}}
-_ERROR_HEADERS = {429: _RETRY_AFTER, 503: _RETRY_AFTER}
-_ANSWERS = {200: "Here it is", 202: "Queued: committed to the database"}
+_ON_ERRORS = {
+    401: {"WWW-Authenticate": _text("The scheme to use", enum=["Bearer"])},
+    429: _RETRY_AFTER,
+    503: _RETRY_AFTER,
+}
+_NOT_COUNTED = {401, 403}
+"""Answered before the request is counted against its caller."""
 
 
 def document(app: Flask) -> dict[str, Any]:
@@ -44,8 +69,10 @@ def document(app: Flask) -> dict[str, Any]:
         security=[{"bearer": []}],
         servers=[{"url": "/"}],
     )
-    _fix_constants(spec)
+    _teach(spec)
     spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"})
+    spec.components.security_scheme("metrics", {"type": "http", "scheme": "bearer", "description": "`METRICS_TOKEN`"})
+    spec.components.parameter("RequestId", "header", _REQUEST_ID)
     spec.components.schema("Error", schema=schemas.Error)
     for rule in sorted(app.url_map.iter_rules(), key=lambda rule: (rule.rule, sorted(rule.methods or ()))):
         declaration = declaration_of(app.view_functions[rule.endpoint])
@@ -54,55 +81,80 @@ def document(app: Flask) -> dict[str, Any]:
         for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
             path = _PARAMETER.sub(r"{\1}", rule.rule)
             spec.path(path, operations={method.lower(): _operation(rule.endpoint, rule.rule, declaration)})
-    return spec.to_dict()
+    made = spec.to_dict()
+    for name, shape in made["components"]["schemas"].items():
+        shape |= getattr(getattr(schemas, name, None), "rules", {})
+    return made
 
 
 def _operation(name: str, rule: str, declared: Declaration) -> dict[str, Any]:
-    parameters: list[dict[str, Any]] = [
-        {"name": found, "in": "path", "required": True, "schema": _path_schema(found)}
-        for found in _PARAMETER.findall(rule)
+    in_path = _PARAMETER.findall(rule)
+    parameters: list[Any] = [
+        {"name": found, "in": "path", "required": True, "schema": _PATH[found]} for found in in_path
     ]
     if declared.query:
         parameters.append({"in": "query", "schema": declared.query})
     for header, description in declared.headers.items():
-        text = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"}
-        parameters.append({"name": header, "in": "header", "description": description, "schema": text})
-    errors = set(declared.errors) | ({400} if declared.body or declared.query else set())
-    if declared.roles is not None:
-        errors |= {401, 403, 429, 503}
-    responses: dict[str, Any] = {}
-    for status, schema in declared.answers.items():
-        responses[str(status)] = {
-            "description": _ANSWERS.get(status, "Done"),
-            "content": {"application/json": {"schema": schema}},
-        }
-    for status in sorted(errors):
-        responses[str(status)] = {
-            "description": _ERRORS[status],
-            "headers": _ERROR_HEADERS.get(status, {}),
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-        }
+        text = _text(description, minLength=1, maxLength=255, pattern="^[ -~]+$")
+        parameters.append({"name": header, "in": "header"} | text)
     operation: dict[str, Any] = {
         "operationId": name.replace(".", "_"),
         "summary": declared.summary,
         "tags": [name.split(".")[0]],
-        "parameters": parameters,
-        "responses": responses,
+        "parameters": [*parameters, "RequestId"],
+        "responses": {
+            **{str(status): _answer(status, schema, declared) for status, schema in declared.answers.items()},
+            **{str(status): _error(status, declared) for status in sorted(_errors(declared, in_path))},
+        },
     }
-    if declared.roles is None:
-        operation["security"] = []
-    else:
+    if declared.roles is not None:
         operation["description"] = "For " + ", ".join(declared.roles)
+    else:
+        operation["security"] = [{}, {"metrics": []}] if 401 in declared.errors else []
     if declared.body:
-        operation["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": declared.body}},
-        }
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": declared.body}}}
     return operation
 
 
-def _path_schema(parameter: str) -> dict[str, Any]:
-    return {"type": "string", "enum": ["onlyfans"]} if parameter == "channel" else {"type": "string"}
+def _errors(declared: Declaration, in_path: list[str]) -> set[int]:
+    """What the view says it answers, and what follows from what the route takes."""
+    errors = set(declared.errors)
+    if in_path:
+        errors |= {404}
+    if declared.query or declared.headers or declared.body:
+        errors |= {400}
+    if declared.body:
+        errors |= {413, 415}
+    if declared.roles is not None:
+        errors |= {401, 403, 429, 503}
+    return errors
+
+
+def _answer(status: int, schema: type[Schema] | None, declared: Declaration) -> dict[str, Any]:
+    content = {"text/plain": {"schema": {"type": "string"}}} if schema is None else _json(schema)
+    headers = {name: _text(description) for name, description in declared.answer_headers.items()}
+    return {
+        "description": _ANSWERS.get(status, "Done"),
+        "headers": headers | _headers(status, declared),
+        "content": content,
+    }
+
+
+def _error(status: int, declared: Declaration) -> dict[str, Any]:
+    return {
+        "description": _ERRORS[status],
+        "headers": _ON_ERRORS.get(status, {}) | _headers(status, declared),
+        "content": _json({"$ref": "#/components/schemas/Error"}),
+    }
+
+
+def _headers(status: int, declared: Declaration) -> dict[str, Any]:
+    counted = declared.roles is not None and status not in _NOT_COUNTED
+    return _ON_EVERY_ANSWER | (_ON_COUNTED_ANSWERS if counted else {})
+
+
+def _json(schema: Any) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
 
 
 def _name(schema: Any) -> str:
@@ -111,11 +163,16 @@ def _name(schema: Any) -> str:
     return kind.__name__
 
 
-def _fix_constants(spec: APISpec) -> None:
-    """Constants are one-value enums; apispec does not say so by itself."""
+def _teach(spec: APISpec) -> None:
+    """What apispec does not say of a field by itself: constants are one-value enums, and our own kinds of fields take
+    only what their pattern does."""
 
     def constant(_self: Any, field: fields.Field, **_: Any) -> dict[str, Any]:
         return {"enum": [field.constant]} if isinstance(field, fields.Constant) else {}
 
-    plugin = spec.plugins[0]
-    plugin.converter.add_attribute_function(constant)  # type: ignore[attr-defined]
+    def pattern(_self: Any, field: fields.Field, ret: dict[str, Any]) -> dict[str, Any]:
+        own = field.pattern if isinstance(field, schemas.Text | schemas.Time) else None
+        return {"pattern": own} if own and "pattern" not in ret else {}
+
+    for learned in (constant, pattern):
+        spec.plugins[0].converter.add_attribute_function(learned)  # type: ignore[attr-defined]

@@ -1,44 +1,53 @@
 """What machines and curious people ask: health, metrics, documentation."""
 
-import hmac
-import os
+import base64
+import hashlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from flask import Blueprint, Flask, Response, jsonify, request
 from flask_swagger_ui import get_swaggerui_blueprint
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.multiprocess import MultiProcessCollector
 
+from api import schemas
+from api.endpoint import endpoint
 from api.errors import not_authenticated
 from api.openapi import document
+from workers import counts
 from workers.bootstrap import Adapters
 from workers.domain.errors import StoreUnavailable
 from workers.store import queries
+
+_INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
 def blueprint(app: Flask, adapters: Adapters) -> Blueprint:
     routes = Blueprint("operations", __name__)
     reader = adapters.reader()
     token = adapters.settings.metrics_token
+    standing = CollectorRegistry()
+    standing.register(Standing(adapters))
     described: list[dict[str, Any]] = []
 
     @routes.get("/healthz")
+    @endpoint("Is the process up?", roles=None, answers={200: schemas.Healthy})
     def healthz() -> Any:
-        return jsonify({"status": "ok"})
+        return {}, 200
 
     @routes.get("/readyz")
+    @endpoint("Can messages be accepted and sent?", roles=None, answers={200: schemas.Ready, 503: schemas.Ready})
     def readyz() -> Any:
         missing = reader.ready()
-        return jsonify({"status": "not ready" if missing else "ready", "missing": missing}), 503 if missing else 200
+        return {"status": "not ready" if missing else "ready", "missing": missing}, 503 if missing else 200
 
     @routes.get("/metrics")
+    @endpoint("Metrics, for Prometheus", roles=None, answers={200: None}, errors=(401,))
     def metrics() -> Any:
-        given = request.headers.get("Authorization", "")
-        if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+        if not counts.may_see(request.headers.get("Authorization", ""), token):
             raise not_authenticated()
-        body = generate_latest(_counted()) + generate_latest(_standing(adapters))
+        body = generate_latest(counts.counted()) + generate_latest(standing)
         return Response(body, content_type=CONTENT_TYPE_LATEST)
 
     @routes.get("/openapi.json")
@@ -53,54 +62,86 @@ def blueprint(app: Flask, adapters: Adapters) -> Blueprint:
 def docs() -> Blueprint:
     """Swagger UI from its wheel: nothing is fetched from outside."""
     config = {"app_name": "Paceline", "validatorUrl": "none", "oauth2RedirectUrl": "/docs/oauth2-redirect.html"}
-    return get_swaggerui_blueprint("/docs", "/openapi.json", config=config)
+    pages = get_swaggerui_blueprint("/docs", "/openapi.json", config=config)
+    pages.after_request(_let_only_its_own_run)
+    return pages
 
 
-def _counted() -> CollectorRegistry:
-    """What the processes have counted: this one, or all that share the multiprocess directory."""
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return REGISTRY
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)
-    return registry
+def _let_only_its_own_run(response: Response) -> Response:
+    """The page's one script of its own by its hash, and nothing else that stands in a page. Styles Swagger UI sets
+    itself, as it goes."""
+    inline = [] if response.direct_passthrough else _INLINE_SCRIPT.findall(response.get_data(as_text=True))
+    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in inline]
+    response.headers["Content-Security-Policy"] = "; ".join(
+        (
+            "default-src 'none'",
+            " ".join(("script-src 'self'", *hashes)),
+            "style-src 'self' 'unsafe-inline'",
+            "img-src 'self' data:",
+            "connect-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        )
+    )
+    return response
 
 
-def _standing(adapters: Adapters) -> CollectorRegistry:
-    registry = CollectorRegistry()
-    registry.register(_Gauges(adapters))
-    return registry
+GAUGES = {
+    "paceline_queue_depth": ("Messages waiting", ["account"]),
+    "paceline_queue_depth_limit": ("Messages that may wait on one account", []),
+    "paceline_in_flight": ("Messages being sent", ["account"]),
+    "paceline_dead_letters": ("Open dead letters", ["account"]),
+    "paceline_oldest_message_age_seconds": ("How long the oldest due message has waited", ["account"]),
+    "paceline_tokens_available": ("Tokens free now", ["account"]),
+    "paceline_account_state": ("1 for an account that sends nothing now", ["account", "state", "reason"]),
+    "paceline_alive": ("Processes that live", ["kind"]),
+    "paceline_store_up": ("Whether PostgreSQL answered", []),
+    "paceline_redis_up": ("Whether Redis answered", []),
+}
+"""Name: what it says, and its labels."""
 
 
-class _Gauges:
-    """How things stand, read when asked; nothing of it grows with the queue."""
+class Standing:
+    """How things stand, read when asked; nothing of it grows with the queue. What cannot be read is left out, and
+    `store_up` or `redis_up` says why: counters are told all the same."""
 
     def __init__(self, adapters: Adapters) -> None:
         self._adapters = adapters
 
     def describe(self) -> list[Metric]:
+        """Nothing before it is asked for."""
         return []
 
     def collect(self) -> Iterator[Metric]:
+        found = {name: GaugeMetricFamily(name, words, labels=labels) for name, (words, labels) in GAUGES.items()}
+        found["paceline_queue_depth_limit"].add_metric([], self._adapters.settings.max_queue_depth)
+        found["paceline_queue_depth_limit"].add_metric([], self._adapters.settings.max_queue_depth)
+        self._accounts(found)
+        self._processes(found)
+        yield from found.values()
+
+    def _accounts(self, found: dict[str, GaugeMetricFamily]) -> None:
         try:
             status = self._adapters.reader().status(None)
-            ages = queries.oldest_ages_s(self._adapters.db)
+            ages_s = queries.oldest_ages_s(self._adapters.db)
         except StoreUnavailable:
+            found["paceline_store_up"].add_metric([], 0)
             return
-        depth = GaugeMetricFamily("paceline_queue_depth", "Messages waiting", labels=["account"])
-        in_flight = GaugeMetricFamily("paceline_in_flight", "Messages being sent", labels=["account"])
-        dead = GaugeMetricFamily("paceline_dead_letters", "Open dead letters", labels=["account"])
-        tokens = GaugeMetricFamily("paceline_tokens_available", "Tokens free now", labels=["account"])
-        oldest = GaugeMetricFamily(
-            "paceline_oldest_message_age_seconds",
-            "How long the oldest due message has waited",
-            labels=["account"],
-        )
+        found["paceline_store_up"].add_metric([], 1)
         for account in status.accounts:
-            labels = [account.account.id]
-            depth.add_metric(labels, account.depth)
-            in_flight.add_metric(labels, account.in_flight)
-            dead.add_metric(labels, account.dead_letters)
-            oldest.add_metric(labels, ages.get(account.account.id, 0.0))
+            name = account.account.id
+            found["paceline_queue_depth"].add_metric([name], account.depth)
+            found["paceline_in_flight"].add_metric([name], account.in_flight)
+            found["paceline_dead_letters"].add_metric([name], account.dead_letters)
+            found["paceline_oldest_message_age_seconds"].add_metric([name], ages_s.get(name, 0.0))
             if account.tokens_available is not None:
-                tokens.add_metric(labels, account.tokens_available)
-        yield from (depth, in_flight, dead, tokens, oldest)
+                found["paceline_tokens_available"].add_metric([name], account.tokens_available)
+            if account.closed_by is not None:
+                found["paceline_account_state"].add_metric([name, account.state, account.closed_by], 1)
+
+    def _processes(self, found: dict[str, GaugeMetricFamily]) -> None:
+        alive = self._adapters.reader().alive()
+        found["paceline_redis_up"].add_metric([], 0 if alive is None else 1)
+        for kind, number in (alive or {}).items():
+            found["paceline_alive"].add_metric([kind], number)

@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
@@ -20,6 +21,7 @@ from workers.settings import BadSetting, Settings
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _TTL = re.compile(r"(\d+)([smhd])")
+_COUNTS = "PROMETHEUS_MULTIPROC_DIR"
 _TTL_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 data_dir_option = click.option(
@@ -83,6 +85,7 @@ def demo(messages: int, rate_limit: str) -> None:
         "RETRY_BASE_SECONDS": "1",
         "DATABASE_URL": "",
         "REDIS_URL": "",
+        "CELERY_BROKER_URL": "",
     }
     with (
         tempfile.TemporaryDirectory(prefix="paceline-demo-", ignore_cleanup_errors=True) as directory,
@@ -141,7 +144,16 @@ def token(role: str, sub: str, accounts: str, ttl: timedelta, data_dir: Path) ->
     wanted = [account.strip() for account in accounts.split(",") if account.strip()]
     if not secret and not (data_dir / "jwt_secret").exists():
         _say(f"note: no Paceline has run in {data_dir} yet; its secret is made now, and `up` there will use it")
-    click.echo(issue_token(secret or own_secret(data_dir), subject=sub, role=Role(role), accounts=wanted, ttl=ttl))
+    made = issue_token(
+        secret or own_secret(data_dir),
+        subject=sub,
+        role=Role(role),
+        accounts=wanted,
+        ttl=ttl,
+        audience=os.environ.get("JWT_AUDIENCE") or None,
+        issuer=os.environ.get("JWT_ISSUER") or None,
+    )
+    click.echo(made)
 
 
 @paceline.command()
@@ -151,6 +163,8 @@ def token(role: str, sub: str, accounts: str, ttl: timedelta, data_dir: Path) ->
 @click.option("--threads", type=click.IntRange(1, 256), default=16, show_default=True, help="Threads of each.")
 def api(port: int, host: str, workers: int, threads: int) -> None:
     """The API, in the foreground."""
+    if workers > 1 and _COUNTS not in os.environ:
+        os.environ[_COUNTS] = tempfile.mkdtemp(prefix="paceline-metrics-")
     from deploy.serve import serve_api
 
     serve_api(_settings(), host=host, port=port, workers=workers, threads=threads)
@@ -159,6 +173,7 @@ def api(port: int, host: str, workers: int, threads: int) -> None:
 @paceline.command(short_help="A worker, in the foreground; one per core.")
 def worker() -> None:
     """A worker, in the foreground; start as many as the machine has cores."""
+    _count_alone()
     from workers.processes import run_worker
 
     warnings.filterwarnings("ignore", message=".*superuser privileges")  # a container's user is its own affair
@@ -168,24 +183,44 @@ def worker() -> None:
 @paceline.command(short_help="A pacer with its reconciler; run two.")
 def pacer() -> None:
     """A pacer with its reconciler, in the foreground; two are enough to survive one."""
+    _count_alone()
     from workers.processes import run_pacer
 
     run_pacer(_settings())
 
 
 @paceline.command()
-def migrate() -> None:
+@click.option("--wait", is_flag=True, help="Change nothing: wait until somebody else has brought it there.")
+def migrate(wait: bool) -> None:
     """Bring the schema to head."""
     from sqlalchemy.exc import OperationalError
 
     from workers.store import migrations
 
     settings = Settings.from_env()
+    if wait:
+        _await_schema(settings.database_url)
+        return
     try:
         migrations.upgrade(settings.database_url)
     except OperationalError as error:
         raise RuntimeError(f"cannot connect ({error.orig}); mend DATABASE_URL or start the server") from error
     click.echo(f"schema at {migrations.current(settings.database_url)}")
+
+
+@paceline.command()
+def rekey() -> None:
+    """Encrypt every account's credentials under the newest CREDENTIALS_KEY."""
+    from workers.bootstrap import build
+    from workers.domain.errors import CannotSeal, Unreadable
+
+    adapters = build(Settings.from_env())
+    try:
+        click.echo(f"{adapters.accounts().rekey()} accounts' credentials are under the newest key")
+    except (CannotSeal, Unreadable) as error:
+        raise RuntimeError(f"{error}; the old key must stay in CREDENTIALS_KEY until this has run") from error
+    finally:
+        adapters.close()
 
 
 @paceline.command()
@@ -226,13 +261,43 @@ def main() -> None:
         sys.exit(1)
 
 
+def _await_schema(database_url: str) -> None:
+    """Return once the schema has all that this version needs; a newer one has."""
+    from sqlalchemy.exc import OperationalError
+
+    from workers.store import migrations
+
+    told = ""
+    while True:
+        try:
+            at = migrations.current(database_url)
+            if migrations.reached(at):
+                click.echo(f"schema at {at}")
+                return
+            waiting = f"waiting for schema {migrations.head()}; it is at {at}"
+        except OperationalError as error:
+            waiting = f"waiting for PostgreSQL: {error.orig}"
+        if waiting != told:
+            _say(waiting)
+        told = waiting
+        time.sleep(1.0)
+
+
 def _settings() -> Settings:
     """For a process of production: settings read, logs configured."""
+    from workers import tracing
     from workers.telemetry import configure_logging
 
     settings = Settings.from_env()
+    tracing.wanted()  # and to be had
     configure_logging(settings.log_format)
     return settings
+
+
+def _count_alone() -> None:
+    """Whoever tells its own counts keeps them to itself (`workers.counts`, which must not be imported before)."""
+    if os.environ.get("METRICS_PORT"):
+        os.environ.pop(_COUNTS, None)
 
 
 def _say(line: str) -> None:
@@ -264,7 +329,15 @@ def _how_to_begin(stack: Any, data_dir: Path) -> None:
     if settings.jwt_secret_key is None:
         click.echo("tokens are issued elsewhere (JWT_PUBLIC_KEY or JWT_JWKS_FILE)")
         return
-    made = issue_token(settings.jwt_secret_key, subject="you", role=Role.ADMIN, accounts=["*"], ttl=timedelta(hours=12))
+    made = issue_token(
+        settings.jwt_secret_key,
+        subject="you",
+        role=Role.ADMIN,
+        accounts=["*"],
+        ttl=timedelta(hours=12),
+        audience=settings.jwt_audience,
+        issuer=settings.jwt_issuer,
+    )
     click.echo(f"\nexport TOKEN={made}\n")
     click.echo(
         f'curl -s {stack.url}/api/onlyfans/messaging/send -H "Authorization: Bearer $TOKEN" '

@@ -68,7 +68,13 @@ class _Client:
         assert settings.jwt_secret_key is not None, "a demo has a secret of its own"
         self._base = f"{stack.url}/api/onlyfans/messaging"
         self._token = issue_token(
-            settings.jwt_secret_key, subject="demo", role=Role.ADMIN, accounts=["*"], ttl=timedelta(hours=1)
+            settings.jwt_secret_key,
+            subject="demo",
+            role=Role.ADMIN,
+            accounts=["*"],
+            ttl=timedelta(hours=1),
+            audience=settings.jwt_audience,
+            issuer=settings.jwt_issuer,
         )
 
     def send(self, message: dict[str, Any]) -> str:

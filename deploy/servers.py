@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import redis
 
@@ -116,6 +116,33 @@ class Valkey:
         return self._server._process.pid
 
 
+class BreakablePostgres(Protocol):
+    """What the fault suite does to a PostgreSQL; `Postgres` says what each means."""
+
+    def start(self) -> object: ...
+    def stop(self) -> None: ...
+    def crash(self) -> None: ...
+    def send_signal(self, number: signal.Signals) -> None: ...
+
+
+class BreakableRedis(Protocol):
+    """What the fault suite does to a Redis; `Valkey` says what each means."""
+
+    def start(self) -> object: ...
+    def kill(self) -> None: ...
+    def empty(self) -> None: ...
+    def send_signal(self, number: signal.Signals) -> None: ...
+
+
+class Breakable(Protocol):
+    """Servers that somebody holds in hand, and may break."""
+
+    @property
+    def postgres(self) -> BreakablePostgres: ...
+    @property
+    def valkey(self) -> BreakableRedis: ...
+
+
 class Servers:
     """Both, on one data directory that nobody else uses meanwhile. A context manager."""
 
@@ -126,6 +153,11 @@ class Servers:
         self.valkey = Valkey(data_dir / "valkey")
         self.database_url = ""
         self.redis_url = ""
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """All that Paceline needs to know of them, as environment variables."""
+        return {"DATABASE_URL": self.database_url, "REDIS_URL": self.redis_url}
 
     def __enter__(self) -> Self:
         self._data_dir.mkdir(parents=True, exist_ok=True)

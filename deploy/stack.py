@@ -44,6 +44,8 @@ class Service:
 
     name: str
     arguments: list[str]
+    environ: Mapping[str, str] = field(default_factory=dict)
+    """Beyond the stack's own."""
     process: subprocess.Popen[bytes] | None = None
     restarts: int = 0
     since_s: float = 0.0
@@ -62,6 +64,7 @@ class Stack:
     port: int = 8000
     sandbox: bool = False
     sandbox_arguments: list[str] = field(default_factory=list)
+    api_workers: int = 1
     workers: int = 1
     pacers: int = 1
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
@@ -145,11 +148,11 @@ class Stack:
         for old in metrics.glob("*.db"):
             old.unlink()
         self._environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics.resolve())
-        self._launch("api", ["api", "--port", str(self.port)])
-        for n in range(1, self.workers + 1):
-            self._launch(f"worker{n}", ["worker"])
-        for n in range(1, self.pacers + 1):
-            self._launch(f"pacer{n}", ["pacer"])
+        self._launch("api", ["api", "--port", str(self.port), "--workers", str(self.api_workers)])
+        senders = [("worker", n) for n in range(self.workers)] + [("pacer", n) for n in range(self.pacers)]
+        port = self.settings.metrics_port  # the first one's; the others count up from it
+        for at, (kind, n) in enumerate(senders):
+            self._launch(f"{kind}{n + 1}", [kind], {"METRICS_PORT": str(port + at)} if port else {})
         self._await_ready()
         self._watcher.start()
 
@@ -164,15 +167,15 @@ class Stack:
         limits = str(self.settings.rate_limit)
         self._launch("sandbox", ["sandbox", "--port", str(port), "--limits", limits, *self.sandbox_arguments])
 
-    def _launch(self, name: str, arguments: list[str]) -> None:
-        service = self.services.setdefault(name, Service(name, arguments))
+    def _launch(self, name: str, arguments: list[str], environ: Mapping[str, str] | None = None) -> None:
+        service = self.services.setdefault(name, Service(name, arguments, environ or {}))
         logs = self.data_dir / "logs"
         logs.mkdir(exist_ok=True)
         service.since_s = time.monotonic()
         with (logs / f"{name}.log").open("ab") as log:
             service.process = subprocess.Popen(
                 [sys.executable, "-m", "deploy.cli", *service.arguments],
-                env={**self._environ, LIFELINE: str(self._lifeline[0])},
+                env={**self._environ, **service.environ, LIFELINE: str(self._lifeline[0])},
                 pass_fds=[self._lifeline[0]],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -10,7 +10,7 @@ The package knows nothing of messages and imports nothing of Paceline.
 
 from ratelimit.connection import connect
 from ratelimit.errors import BadLimits, RateLimitError, TokensUnavailable
-from ratelimit.forecast import forecast
+from ratelimit.forecast import forecast, forecast_many
 from ratelimit.limits import Limit, Limits
 from ratelimit.tokens import Grant, Tokens, Use, View
 
@@ -26,4 +26,5 @@ __all__ = [
     "View",
     "connect",
     "forecast",
+    "forecast_many",
 ]

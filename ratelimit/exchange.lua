@@ -3,16 +3,22 @@
 -- KEYS[1]  uses   sorted set: token -> when its use ends (us). For a token out on loan that is the end of the
 --                 loan, which is why an unreturned one holds its place until loan end + period.
 -- KEYS[2]  gate   hash: known = how far back (us) every use is in `uses`; cooldown = closed until (us)
--- ARGV     lease_us, want, grant id, n limits, {count, period_us}*, n returned, token*, n refunded, token*
--- Returns  {granted, wait_us, free_us, left}: tokens are named <grant id>.1 to <grant id>.<granted>.
+-- ARGV     lease_us, want, grant id, n limits, {count, period_us}*, n refunded, token*, n returned, token*
+-- Returns  {granted, wait_us, free_us, left, overshoot}: tokens are named <grant id>.1 to <grant id>.<granted>.
 --          granted = -1: the past is not known as far back as the longest period (data lost, or a longer limit than
 --          before); nothing may be used until it has been rebuilt.
 --          wait_us: until the next token, 0 if one is free now. Exact unless it hangs on a loan still out, then a bound.
 --          free_us: how long the last of the granted ones had been free, -1 if for longer than anybody knows.
 --          left: how many are free besides.
+--          overshoot: by how many uses a limit is exceeded that was not before, because of what is returned here; 0
+--          but after a return that came too late.
 --
 -- A use that ended at s holds its place in a limit of period p while s > now - p. Example, 2 per 10 s: uses ended at 1
 -- and 4; at 10.9 both count, no token; at 11.0 the first one does not any more, and one token is free.
+--
+-- Example of an overshoot, 1 per 10 s: a loan that ends at 5, not returned, frees its token at 15, and somebody borrows
+-- it. Should the return come at 17 all the same, that request may have been on its way until then: two uses where one
+-- may be. Had nobody borrowed the token, it would be one, and no overshoot.
 local uses, gate = KEYS[1], KEYS[2]
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -26,32 +32,45 @@ end
 local at = 0
 local function arg() at = at + 1; return ARGV[at] end
 local lease_us, want, grant = tonumber(arg()), tonumber(arg()), arg()
-local limits, longest = {}, 0
+local limits, longest, shortest = {}, 0, math.huge
 for i = 1, tonumber(arg()) do
   limits[i] = {count = tonumber(arg()), period = tonumber(arg())}
   longest = math.max(longest, limits[i].period)
+  shortest = math.min(shortest, limits[i].period)
 end
+local function free_now()
+  local free = math.huge
+  for _, limit in ipairs(limits) do
+    local used = redis.call('ZCOUNT', uses, '(' .. us(now - limit.period), '+inf')
+    free = math.min(free, limit.count - used)
+  end
+  return free
+end
+
+for _ = 1, tonumber(arg()) do redis.call('ZREM', uses, arg()) end
+-- Late is what had lost its place already, so that others may have it. Looking for that is all it costs in the ordinary
+-- case.
+local returned, late = tonumber(arg()), false
+for i = at + 1, at + returned do
+  local ended = redis.call('ZSCORE', uses, ARGV[i])
+  late = late or (ended and tonumber(ended) <= now - shortest)
+end
+local excess = late and math.max(0, -free_now())
 -- XX: a token that is not known here was lost with the data; the rebuild brings its use back from the books.
-local returned = tonumber(arg())
 for _ = 1, returned do redis.call('ZADD', uses, 'XX', us(now), arg()) end
 if returned > 0 then keep_for(longest) end
-for _ = 1, tonumber(arg()) do redis.call('ZREM', uses, arg()) end
-if want == 0 then return {0, 0, -1, 0} end
+local overshoot = late and math.max(0, -free_now()) - excess or 0
+if want == 0 then return {0, 0, -1, 0, overshoot} end
 
 local state = redis.call('HMGET', gate, 'known', 'cooldown')
 local known = tonumber(state[1] or '')  -- nil also for the nonce of a rebuild under way
-if not known or known < longest then return {-1, 0, -1, 0} end
+if not known or known < longest then return {-1, 0, -1, 0, overshoot} end
 
 -- Uses that hold no place any more stay for another period: when they ended tells for how long their tokens were free.
 redis.call('ZREMRANGEBYSCORE', uses, '-inf', us(now - 2 * longest))
 if known > 2 * longest then redis.call('HSET', gate, 'known', us(2 * longest)) end
-local free = math.huge
-for _, limit in ipairs(limits) do
-  local used = redis.call('ZCOUNT', uses, '(' .. us(now - limit.period), '+inf')
-  free = math.min(free, limit.count - used)
-end
 local cooldown = tonumber(state[2] or 0)
-if cooldown > now then free = 0 end
+local free = cooldown > now and 0 or free_now()
 local granted = math.max(0, math.min(want, free))
 
 -- A limit has its g-th token free once its (count - g + 1)-th latest use is a period old.
@@ -74,4 +93,4 @@ if granted > 0 then
   keep_for(lease_us + longest)
 end
 
-return {granted, us(math.max(0, free_at(1) - now)), us(free_us), math.max(0, free - granted)}
+return {granted, us(math.max(0, free_at(1) - now)), us(free_us), math.max(0, free - granted), overshoot}

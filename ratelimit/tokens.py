@@ -40,6 +40,8 @@ class Grant:
     free_s: for how long the last of them had been free; infinite if for longer than a period.
     left: how many more are free now.
     lost: Redis has lost this key's past; nothing is given out until it has been rebuilt.
+    overshoot: so many uses went beyond a limit, as far as anybody can tell: what was returned here came back so long
+        after its loan had ended that its token was another's by then.
     """
 
     tokens: tuple[str, ...]
@@ -47,6 +49,7 @@ class Grant:
     free_s: float = math.inf
     left: int = 0
     lost: bool = False
+    overshoot: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ class Tokens:
     ) -> Grant:
         """Give tokens back and borrow up to `want` others for `lease_s` seconds, in one step."""
         grant = secrets.token_hex(5)
-        args = [to_us(lease_s), want, grant, *_flat(limits), len(returned), *returned, len(refunded), *refunded]
+        args = [to_us(lease_s), want, grant, *_flat(limits), len(refunded), *refunded, len(returned), *returned]
         return _grant(grant, answered(lambda: self._exchange(keys=_keys(key), args=args)))
 
     def borrow(self, key: str, limits: Limits, *, want: int = 1, lease_s: float) -> Grant:
@@ -215,8 +218,9 @@ def _flat(limits: Limits) -> list[int]:
 
 
 def _grant(grant: str, answer: Any) -> Grant:
-    granted, wait_us, free_us, left = map(int, answer)
+    granted, wait_us, free_us, left, overshoot = map(int, answer)
     if granted < 0:
-        return Grant((), 0.0, lost=True)
+        return Grant((), 0.0, lost=True, overshoot=overshoot)
     free_s = free_us / MICROSECONDS if free_us >= 0 else math.inf
-    return Grant(tuple(f"{grant}.{i}" for i in range(1, granted + 1)), wait_us / MICROSECONDS, free_s, left)
+    tokens = tuple(f"{grant}.{i}" for i in range(1, granted + 1))
+    return Grant(tokens, wait_us / MICROSECONDS, free_s, left, overshoot=overshoot)

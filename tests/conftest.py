@@ -5,7 +5,10 @@ so that nothing happens behind its back. Tests of processes (kill -9 and the lik
 """
 
 import secrets
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +22,9 @@ from api.auth import Role, issue_token
 from deploy.sandbox import Sandbox
 from deploy.servers import Servers
 from ratelimit import Limits, Tokens
+from tests.servers.debian import DebianServers, wanted
 from workers.bootstrap import Adapters, build
+from workers.domain.actor import Actor
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
 from workers.settings import Settings
@@ -30,13 +35,32 @@ EMPTY = (
     "TRUNCATE messages, attempts, dead_letters, idempotency_keys, tallies",
     "DELETE FROM accounts",
     "INSERT INTO accounts (id) VALUES ('default')",
+    "DO $$ BEGIN PERFORM set_config('paceline.prune_audit', 'on', true); TRUNCATE audit; END $$",
 )
+ALICE = Actor(subject="alice", role="operator", request_id="a-request")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A directory of this run's own: in the one that pytest would share among runs, each that starts closes the door to
+    the servers of those that run, which are other users' where root runs the tests."""
+    if not config.option.basetemp and not hasattr(config, "workerinput"):
+        config.option.basetemp = tempfile.mkdtemp(prefix="paceline-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(config.option.basetemp, ignore_errors=True))
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+def debian() -> Iterator[DebianServers | None]:
+    """Other people's servers, under `make test-servers`."""
+    with wanted() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def servers(
+    debian: DebianServers | None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Servers | DebianServers]:
     # A short path: Unix sockets do not take long ones.
-    with Servers(tmp_path_factory.mktemp("s", numbered=True)) as running:
+    with nullcontext(debian) if debian else Servers(tmp_path_factory.mktemp("s", numbered=True)) as running:
         migrations.upgrade(running.database_url)
         yield running
 
@@ -119,7 +143,7 @@ def submit(adapters: Adapters) -> Callable[..., Receipt]:
 
     def do(recipient_id: str = "fan-1", content: str = "Hello", account_id: str = "default", **more: Any) -> Receipt:
         wanted = {"recipient_id": recipient_id, "content": content, **more}
-        return adapters.submitter().submit(wanted, account_id, subject="alice")
+        return adapters.submitter().submit(wanted, account_id, by=ALICE)
 
     return do
 
@@ -131,7 +155,7 @@ def make_account(adapters: Adapters) -> Callable[..., str]:
     def make(account_id: str = "", *, limits: str | None = None, api_key: str | None = None) -> str:
         account_id = account_id or f"account-{secrets.token_hex(4)}"
         parsed = None if limits is None else Limits.parse(limits)
-        accounts.put(adapters.db, account_id, limits=parsed, api_key=api_key)
+        accounts.put(adapters.db, account_id, limits=parsed, sealed_key=api_key and adapters.vault.seal(api_key))
         adapters.tokens.open_new(account_id)
         return account_id
 

@@ -8,6 +8,7 @@ import redis
 from ratelimit import Tokens, connect
 from workers.channels.base import Channel
 from workers.channels.onlyfans import OnlyFans
+from workers.credentials import Vault
 from workers.services.accounts import Accounts
 from workers.services.dispatch import Dispatcher
 from workers.services.failures import Failures
@@ -17,6 +18,7 @@ from workers.services.senders import Senders
 from workers.services.submit import Submitter
 from workers.settings import Settings
 from workers.store.session import Database
+from workers.telemetry import begin_at_zero
 from workers.wakeups import Wakeups
 
 SENDERS = 256
@@ -33,6 +35,7 @@ class Adapters:
     tokens: Tokens
     wakeups: Wakeups
     channels: Mapping[str, Channel]
+    vault: Vault
 
     def submitter(self) -> Submitter:
         s = self.settings
@@ -45,7 +48,7 @@ class Adapters:
         return Failures(self.db, self.tokens, self.wakeups, self.settings.rate_limit)
 
     def accounts(self) -> Accounts:
-        return Accounts(self.db, self.tokens, self.wakeups)
+        return Accounts(self.db, self.tokens, self.wakeups, self.vault)
 
     def rescuer(self) -> Rescuer:
         return Rescuer(self.db, self.wakeups, self.channels, self.settings.retry_policy)
@@ -56,6 +59,7 @@ class Adapters:
             tokens=self.tokens,
             wakeups=self.wakeups,
             channels=self.channels,
+            vault=self.vault,
             senders=Senders(SENDERS, spare=SENDERS // 4),
             default_limits=self.settings.rate_limit,
             retry=self.settings.retry_policy,
@@ -80,6 +84,7 @@ def build(settings: Settings, *, pool_size: int = 10, name: str = "paceline") ->
         idempotent=settings.onlyfans_idempotent,
         connections=SENDERS,
     )
+    begin_at_zero([onlyfans.name])
     return Adapters(
         settings=settings,
         db=Database(settings.database_url, pool_size=pool_size, name=name),
@@ -87,4 +92,5 @@ def build(settings: Settings, *, pool_size: int = 10, name: str = "paceline") ->
         tokens=Tokens(client),
         wakeups=Wakeups(client),
         channels={onlyfans.name: onlyfans},
+        vault=settings.vault,
     )

@@ -6,14 +6,14 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-import prometheus_client
-from celery import signals
+from celery import bootsteps, signals
 from celery.beat import Service
-from prometheus_client import CollectorRegistry
-from prometheus_client.multiprocess import MultiProcessCollector
+from kombu.exceptions import OperationalError
 
+from workers import counts, tracing
 from workers.bootstrap import Adapters, build
 from workers.celery_app import app
+from workers.health import pulse
 from workers.pacer import Pacer
 from workers.presence import Presence
 from workers.reconciler import Reconciler
@@ -35,14 +35,29 @@ class Process:
     dispatcher: Dispatcher | None
 
 
+class _Beating(bootsteps.StartStopStep):
+    """Celery's event loop beats while it has its broker, and rests while it looks for it."""
+
+    requires = ("celery.worker.consumer.connection:Connection",)
+
+    def start(self, consumer: Any) -> None:
+        pulse.beat()
+        self._timer = consumer.timer.call_repeatedly(1.0, pulse.beat)
+
+    def stop(self, consumer: Any) -> None:
+        self._timer.cancel()
+        pulse.rest()
+
+
 def run_worker(settings: Settings) -> None:
     """Drain accounts until SIGTERM; then finish what is in flight, within SEND_TIMEOUT_SECONDS + 5 s."""
+    tracing.configure("paceline-worker")
+    _serve_metrics(settings)
     adapters = build(settings, pool_size=POOL_SIZE, name="paceline worker")
     presence = Presence("worker", settings.database_url, adapters.wakeups)
     presence.start()
     dispatcher = adapters.dispatcher(presence.number)
     _connect(settings, Process(adapters, dispatcher))
-    _serve_metrics(settings)
 
     @signals.worker_shutting_down.connect(weak=False)
     def drain_no_more(**_: Any) -> None:
@@ -55,6 +70,7 @@ def run_worker(settings: Settings) -> None:
     def leave_logging_alone(**_: Any) -> None:
         """Ours is configured; Celery's would hush everything below its own --loglevel, our events included."""
 
+    app.steps["consumer"].add(_Beating)
     log.info("worker_started", worker=presence.number)
     arguments = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING"]
     try:
@@ -67,12 +83,12 @@ def run_worker(settings: Settings) -> None:
 
 def run_pacer(settings: Settings) -> None:
     """Pace and reconcile until SIGTERM."""
+    _serve_metrics(settings)
     adapters = build(settings, pool_size=4, name="paceline pacer")
     presence = Presence("pacer", settings.database_url, adapters.wakeups)
     presence.start()
     _connect(settings, Process(adapters, None))
-    _serve_metrics(settings)
-    reconciler = Reconciler(adapters, verify=lambda: app.tasks["paceline.verify"].apply_async())
+    reconciler = Reconciler(adapters, verify=_have_verified)
     service = Service(app, scheduler_cls=Pacer)
 
     def stop(*_: object) -> None:
@@ -98,11 +114,13 @@ def _connect(settings: Settings, process: Process) -> None:
     app.loader.import_default_modules()
 
 
+def _have_verified() -> None:
+    try:
+        app.tasks["paceline.verify"].apply_async()
+    except OperationalError as error:
+        log.warning("verify_without_broker", error=str(error))  # the reconciler asks again
+
+
 def _serve_metrics(settings: Settings) -> None:
-    if settings.metrics_port is None:
-        return
-    registry = prometheus_client.REGISTRY
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)
-    prometheus_client.start_http_server(settings.metrics_port, registry=registry)
+    if settings.metrics_port is not None:
+        counts.serve(settings.metrics_port, settings.metrics_token)

@@ -13,7 +13,7 @@ from workers.bootstrap import Adapters
 from workers.clock import monotonic_s
 from workers.domain.errors import StoreUnavailable
 from workers.services.recovery import expire, rebuild_tokens, wake_overlooked
-from workers.store import accounts, messages
+from workers.store import accounts, audit, messages
 from workers.telemetry import logger
 
 PERIOD_S = 1.0
@@ -47,6 +47,7 @@ class Reconciler:
             "woken": lambda: a.wakeups.wake_all(messages.accounts_waiting(a.db)),
             "verifying": self._have_verified,
             "pruned": self._prune,  # a small batch each time: nothing else must wait for it
+            "audit_pruned": lambda: audit.prune(a.db, a.settings.audit_retention_days * DAY_S),
         }
         if monotonic_s() - self._chores_s > CHORES_S:
             self._chores_s = monotonic_s()

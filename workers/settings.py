@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from ratelimit import BadLimits, Limits
 from ratelimit.tokens import START_WITHIN_S
+from workers.credentials import Vault, as_fernet_key
 from workers.domain.retry import RetryPolicy
 
 BROKERS = ("redis", "rediss", "redis+socket", "sentinel", "amqp", "amqps", "pyamqp")
@@ -98,6 +99,14 @@ def _secret(raw: str) -> str:
     return raw
 
 
+def _keys(raw: str) -> tuple[str, ...]:
+    try:
+        return tuple(as_fernet_key(key) for key in raw.split(","))
+    except ValueError:  # without its words, which quote the value
+        words = "must be keys of 32 bytes in base64, newest first, separated by commas; one: openssl rand -base64 32"
+        raise ValueError(words) from None
+
+
 def _key_text(raw: str) -> str:
     """A PEM key, in the variable itself or in the file it names."""
     if raw.lstrip().startswith("-----BEGIN"):
@@ -147,6 +156,15 @@ class Settings:
     jwt_jwks_file: Path | None = _from("JWT_JWKS_FILE", _file)
     """A JWKS document with the keys of whoever else issues the tokens."""
 
+    jwt_audience: str | None = _from("JWT_AUDIENCE", _text)
+    """What a token's `aud` must name. If unset, a token that has one is refused: it is for somebody else."""
+    jwt_issuer: str | None = _from("JWT_ISSUER", _text)
+    """What a token's `iss` must be; anything if unset."""
+
+    credentials_key: tuple[str, ...] = _from("CREDENTIALS_KEY", _keys, "")
+    """Encrypts accounts' credentials in the database: keys of 32 bytes in base64, separated by commas, newest first.
+    Derived from JWT_SECRET_KEY if not set."""
+
     onlyfans_base_url: str = _from(
         "ONLYFANS_BASE_URL", _url("http", "https", example="https://api.example.com"), "http://127.0.0.1:9000"
     )
@@ -179,6 +197,8 @@ class Settings:
     """Bearer token that /metrics asks for; open if unset."""
     retention_days: int = _from("RETENTION_DAYS", _whole(1, 3650, "days"), "30")
     """How long finished messages are kept."""
+    audit_retention_days: int = _from("AUDIT_RETENTION_DAYS", _whole(1, 36500, "days"), "365")
+    """How long the audit is kept."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
@@ -191,6 +211,10 @@ class Settings:
     def broker_url(self) -> str:
         """What Celery connects to. kombu has another word for a Unix socket than redis-py."""
         return self.celery_broker_url or self.redis_url.replace("unix://", "redis+socket://", 1)
+
+    @property
+    def vault(self) -> Vault:
+        return Vault(self.credentials_key or (), otherwise_from=self.jwt_secret_key)
 
     @property
     def lease_s(self) -> float:

@@ -7,7 +7,7 @@ import structlog
 
 from ratelimit import TokensUnavailable
 from workers.celery_app import app
-from workers.domain.errors import StoreUnavailable
+from workers.domain.errors import StoreUnavailable, Unreadable
 from workers.services.recovery import verify as verify_due
 from workers.telemetry import logger
 
@@ -24,6 +24,8 @@ def drain(self: Any, account_id: str) -> None:
     structlog.contextvars.bind_contextvars(account_id=account_id)
     try:
         self.app.process.dispatcher.drain(account_id)
+    except Unreadable as error:
+        log.error("credentials_unreadable", error=str(error))  # its messages wait for a worker that has the key
     except (StoreUnavailable, TokensUnavailable) as error:
         log.warning("drain_interrupted", error=str(error))  # the reconciler wakes the account again
 
@@ -37,7 +39,7 @@ def verify(self: Any) -> None:
     if not VERIFIERS.acquire(blocking=False):
         return
     try:
-        verify_due(a.db, a.wakeups, a.channels, a.settings.retry_policy, process.dispatcher.stopping)
+        verify_due(a.db, a.wakeups, a.channels, a.vault, a.settings.retry_policy, process.dispatcher.stopping)
     except (StoreUnavailable, TokensUnavailable) as error:
         log.warning("verify_interrupted", error=str(error))
     finally:

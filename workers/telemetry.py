@@ -1,15 +1,24 @@
 """Metrics, as the contract names them, and logs.
 
 Labels come from small fixed sets. Counters and histograms are counted where things happen, in several processes
-(prometheus-client's multiprocess mode); gauges that say how things stand are read from the store when asked for.
+(`workers.counts`); gauges that say how things stand are read from the store when asked for (`api.operations`).
+docs/metrics.md says of each what it means and what to do about it; a test holds the two to each other.
 """
 
 import logging
 import sys
-from typing import Any
+import traceback
+from collections.abc import Iterable
+from typing import Any, TextIO
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
+from structlog.typing import ExcInfo
+
+from workers import counts as counts  # before the first metric is defined: it decides where counts are kept
+from workers import tracing
+from workers.domain.outcome import OutcomeKind
+from workers.domain.retry import DeferralReason
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _LONG_SECONDS = (0.1, 1, 5, 15, 60, 300, 900, 3600, 6 * 3600, 24 * 3600, 7 * 24 * 3600)
@@ -34,9 +43,27 @@ outcome_unknown = Counter("paceline_outcome_unknown_total", "Attempts whose outc
 rescued = Counter("paceline_rescued_total", "Messages taken over from dead or hung workers")
 http_requests = Counter("paceline_http_requests_total", "Answers of the API", ["route", "status"])
 http_request_seconds = Histogram("paceline_http_request_seconds", "Time to answer", ["route"], buckets=_SECONDS)
+caller_limit_open = Counter(
+    "paceline_caller_limit_open_total", "Requests that no caller's limit was held to, Redis being away"
+)
 pacer_lag = Gauge(
     "paceline_pacer_lag_seconds", "How late the pacer took its latest wake-up", multiprocess_mode="livemax"
 )
+
+
+def begin_at_zero(channels: Iterable[str]) -> None:
+    """Have every series there from the start: the first event of one that appears with it would be no increase."""
+    for outcome in ("sent", "failed", "cancelled", "expired"):
+        messages_processed.labels(outcome)
+    for kind in OutcomeKind:
+        if kind is not OutcomeKind.THROTTLED:  # a deferral, never an attempt
+            attempts.labels(str(kind))
+    for reason in DeferralReason:
+        deferrals.labels(str(reason))
+    for channel in channels:
+        for metric in (messages_accepted, send_latency, upstream_throttled):
+            metric.labels(channel)
+
 
 SECRETS = ("content", "text", "api_key", "token", "authorization", "password", "secret")
 """Keys that never reach a log, whoever passes them."""
@@ -46,6 +73,25 @@ def _without_secrets(_logger: Any, _method: str, event: dict[str, Any]) -> dict[
     return {key: "(not logged)" if key.lower() in SECRETS else value for key, value in event.items()}
 
 
+def _with_trace(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    found = tracing.trace_id()
+    return event if found is None else event | {"trace_id": found}
+
+
+_CONTROLS = {code: f"\\u{code:04x}" for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
+
+
+def _without_controls(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    """On a terminal, where JSON does not escape them: nobody's text begins a line of its own or moves the cursor."""
+    return {key: value.translate(_CONTROLS) if isinstance(value, str) else value for key, value in event.items()}
+
+
+def _traceback(out: TextIO, exc_info: ExcInfo) -> None:
+    """Without the local variables, which hold content and keys; every line indented, as no line of the log is."""
+    lines = "".join(traceback.format_exception(*exc_info)).splitlines()
+    out.write("".join(f"\n    {line.translate(_CONTROLS)}" for line in lines))
+
+
 def configure_logging(log_format: str = "json", *, level: int = logging.INFO) -> None:
     """Send everything, the libraries' logs included, to stderr: one JSON object a line, or readable on a terminal."""
     shared: list[Any] = [
@@ -53,6 +99,7 @@ def configure_logging(log_format: str = "json", *, level: int = logging.INFO) ->
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _with_trace,
         _without_secrets,
     ]
     structlog.configure(
@@ -64,7 +111,10 @@ def configure_logging(log_format: str = "json", *, level: int = logging.INFO) ->
     final: list[Any] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if log_format == "json"
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [
+            _without_controls,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_traceback),
+        ]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

@@ -15,6 +15,7 @@ import psycopg
 
 from deploy.faults.http import Http, NoAnswer
 from deploy.faults.schedule import POSTGRES, Event, Kind
+from deploy.servers import Breakable
 from deploy.stack import Stack
 
 RATES: Mapping[str, float] = {
@@ -49,12 +50,16 @@ GIVE_UP_S = 30.0
 class Chaos:
     """Runs a schedule against a stack, from a thread of its own. `done` counts what has been done, by kind.
 
+    servers: those that the stack runs on.
     hurry: makes callers busy, just before those are struck who accept from them; what happens to an idle one shows
     little."""
 
-    def __init__(self, stack: Stack, events: Iterable[Event], seed: int, hurry: Callable[[], None]) -> None:
+    def __init__(
+        self, stack: Stack, servers: Breakable, events: Iterable[Event], seed: int, hurry: Callable[[], None]
+    ) -> None:
         self.done: Counter[Kind] = Counter()
         self._stack = stack
+        self._servers = servers
         self._events = tuple(events)
         self._seed = seed
         self._hurry = hurry
@@ -102,8 +107,7 @@ class Chaos:
         self._at(self._now_s + for_s, act)
 
     def _do(self, event: Event) -> None:
-        servers = self._stack.servers
-        assert servers is not None, "the suite brings its own servers"
+        servers = self._servers
         if event.kind in POSTGRES or "api" in event.targets:
             self._hurry()
             time.sleep(self._chance.uniform(0.005, 0.1))

@@ -19,6 +19,7 @@ from deploy.faults.http import Http, NoAnswer
 from deploy.faults.judge import Verdict, judge
 from deploy.faults.load import Load
 from deploy.faults.schedule import SEND_TIMEOUT_S, Kind, Options, plan
+from deploy.servers import Breakable
 from deploy.stack import Stack
 from ratelimit import Limits
 from workers.bootstrap import build
@@ -38,20 +39,23 @@ def run(
     console: Console | None = None,
     stop: threading.Event | None = None,
     environ: Mapping[str, str] | None = None,
+    servers: Breakable | None = None,
 ) -> Verdict:
     """Start everything, post, break, wait until all is over, judge, print. data_dir: where servers and logs live, to be
-    looked at afterwards; a temporary one if None."""
+    looked at afterwards; a temporary one if None. servers: in place of the stack's own; `environ` has their addresses."""
     console = console or Console()
     began_s = time.monotonic()
     home = nullcontext(str(data_dir)) if data_dir else tempfile.TemporaryDirectory(
         prefix="paceline-faults-", ignore_cleanup_errors=True
     )  # fmt: skip
-    with home as directory, _stack(Path(directory), options, environ or os.environ) as stack:
+    with home as directory, _stack(Path(directory), options, environ or _without_servers(os.environ)) as stack:
+        breakable = servers or stack.servers
+        assert breakable is not None, "somebody must hold the servers that are to be broken"
         api = _api(stack, options)
         _create_accounts(stack, options)
         until_s = time.monotonic() + options.duration_s * (1 + GRACE) + GRACE_S
         load = Load(api, mail.write(options), until_s)
-        chaos = Chaos(stack, plan(options), options.seed, load.hurry)
+        chaos = Chaos(stack, breakable, plan(options), options.seed, load.hurry)
         chaos.start()
         load.start()
         try:
@@ -86,8 +90,6 @@ def _stack(directory: Path, options: Options, environ: Mapping[str, str]) -> Sta
     sandbox += [] if options.idempotent else ["--no-idempotent"]
     sandbox += [] if options.history else ["--no-history"]
     settings = {
-        "DATABASE_URL": "",
-        "REDIS_URL": "",
         "RATE_LIMIT": _ours(options),
         "API_RATE_LIMIT": "off",
         "ONLYFANS_IDEMPOTENT": "1" if options.idempotent else "0",
@@ -107,15 +109,29 @@ def _stack(directory: Path, options: Options, environ: Mapping[str, str]) -> Sta
     )
 
 
+def _without_servers(environ: Mapping[str, str]) -> dict[str, str]:
+    """Somebody's real servers must not be what is broken."""
+    return {**environ, "DATABASE_URL": "", "REDIS_URL": "", "CELERY_BROKER_URL": ""}
+
+
 def _ours(options: Options) -> str:
     return ",".join(limit.ours for limit in options.limits)
 
 
 def _api(stack: Stack, options: Options) -> Http:
-    secret = stack.settings.jwt_secret_key
+    settings = stack.settings
+    secret = settings.jwt_secret_key
     assert secret is not None, "a local stack has a secret of its own"
     lives = timedelta(seconds=10 * options.duration_s + 3600)
-    token = issue_token(secret, subject="faults", role=Role.ADMIN, accounts=["*"], ttl=lives)
+    token = issue_token(
+        secret,
+        subject="faults",
+        role=Role.ADMIN,
+        accounts=["*"],
+        ttl=lives,
+        audience=settings.jwt_audience,
+        issuer=settings.jwt_issuer,
+    )
     return Http(f"{stack.url}/api/onlyfans/messaging", {"Authorization": f"Bearer {token}"})
 
 
@@ -124,7 +140,7 @@ def _create_accounts(stack: Stack, options: Options) -> None:
     adapters = build(stack.settings, name="paceline faults")
     limits = Limits.parse(_ours(options))
     for name in mail.accounts(options):
-        accounts.put(adapters.db, name, limits=limits, api_key=mail.api_key(name))
+        accounts.put(adapters.db, name, limits=limits, sealed_key=adapters.vault.seal(mail.api_key(name)))
         adapters.tokens.open_new(name)
     adapters.close()
 

@@ -13,7 +13,9 @@ from urllib.request import Request, urlopen
 import pytest
 
 from api.auth import Role, issue_token
+from deploy.servers import Servers
 from deploy.stack import Stack
+from tests.servers.debian import DebianServers
 
 
 class Api:
@@ -60,7 +62,25 @@ class Api:
 
 
 @pytest.fixture
-def make_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
+def addresses(debian: DebianServers | None) -> dict[str, str]:
+    """The environment variables of other people's servers, as new; of none, so that a stack starts its own."""
+    return debian.as_new() if debian else {}
+
+
+@pytest.fixture
+def servers_of(debian: DebianServers | None) -> Callable[[Stack], Servers | DebianServers]:
+    """The servers that a stack runs on, to be broken."""
+
+    def find(stack: Stack) -> Servers | DebianServers:
+        found = stack.servers or debian
+        assert found is not None
+        return found
+
+    return find
+
+
+@pytest.fixture
+def make_stack(tmp_path_factory: pytest.TempPathFactory, addresses: dict[str, str]) -> Iterator[Callable[..., Stack]]:
     """A running stack with a sandbox: `make_stack(RATE_LIMIT="10/2s", sandbox=["--latency-ms", "50"], workers=2)`."""
     with ExitStack() as running:
 
@@ -75,7 +95,13 @@ def make_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
                 sandbox_arguments=sandbox or [],
                 workers=workers,
                 pacers=pacers,
-                environ={"PATH": "/usr/bin:/bin", "API_RATE_LIMIT": "off", "RETRY_BASE_SECONDS": "0.2", **environ},
+                environ={
+                    "PATH": "/usr/bin:/bin",
+                    "API_RATE_LIMIT": "off",
+                    "RETRY_BASE_SECONDS": "0.2",
+                    **addresses,
+                    **environ,
+                },
             )
             return running.enter_context(stack)
 
@@ -88,3 +114,16 @@ def upstream(stack: Stack, path: str, method: str = "GET", body: Any = None) -> 
     request = Request(f"{stack.sandbox_url}/_sandbox{path}", data, {"Content-Type": "application/json"}, method=method)
     with urlopen(request, timeout=10) as answer:
         return json.loads(answer.read() or b"{}")
+
+
+def judge(stack: Stack, accepted: int) -> None:
+    """The upstream's verdict: so many messages, none twice, never too many."""
+    summary = upstream(stack, "/summary")
+    assert (summary["accepted"], summary["duplicates"], summary["overshoot"]) == (accepted, 0, 0), summary
+
+
+def await_arrivals(stack: Stack, count: int) -> None:
+    deadline = time.monotonic() + 30
+    while upstream(stack, "/summary")["arrivals"] < count:
+        assert time.monotonic() < deadline, "the upstream hears nothing"
+        time.sleep(0.02)

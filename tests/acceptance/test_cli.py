@@ -8,9 +8,12 @@ import sys
 from base64 import urlsafe_b64decode
 from pathlib import Path
 
+import psycopg
 import pytest
+import sqlalchemy
 
 from deploy.servers import Servers
+from tests.servers.debian import DebianServers
 
 SECRET = "a secret for tests, at least 32 bytes long"
 
@@ -81,9 +84,8 @@ def test_the_api_refuses_to_start_without_a_secret(servers: Servers) -> None:
     assert "set exactly one of JWT_SECRET_KEY" in wrong.stderr
 
 
-def test_check_finds_all_in_order(servers: Servers) -> None:
-    urls = {"DATABASE_URL": servers.database_url, "REDIS_URL": servers.redis_url}
-    found = paceline("check", JWT_SECRET_KEY=SECRET, **urls)
+def test_check_finds_all_in_order(servers: Servers | DebianServers) -> None:
+    found = paceline("check", JWT_SECRET_KEY=SECRET, **servers.environ)
     assert found.returncode == 0, found.stdout
     assert "FAIL" not in found.stdout
 
@@ -100,6 +102,20 @@ def test_check_names_every_wrong_setting_at_once() -> None:
     assert found.returncode == 1
     for variable in ("DATABASE_URL", "RATE_LIMIT", "MAX_ATTEMPTS"):
         assert f"settings: {variable}=" in found.stdout
+
+
+def test_migrate_can_wait_for_whoever_migrates(servers: Servers) -> None:
+    with psycopg.connect(servers.database_url, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE waited_for")
+    url = sqlalchemy.make_url(servers.database_url).set(database="waited_for").render_as_string(hide_password=False)
+    environ = {"PATH": os.environ["PATH"], "DATABASE_URL": url, "REDIS_URL": servers.redis_url}
+    command = [sys.executable, "-m", "deploy.cli", "migrate", "--wait"]
+    waiting = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert waiting.stderr is not None
+    assert "waiting for schema" in waiting.stderr.readline()
+    assert paceline("migrate", **environ).returncode == 0
+    said, _ = waiting.communicate(timeout=30)
+    assert (waiting.returncode, said.startswith("schema at")) == (0, True)
 
 
 def test_up_on_a_data_directory_in_use_says_so(servers: Servers, tmp_path: Path) -> None:

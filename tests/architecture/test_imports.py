@@ -16,44 +16,53 @@ ROOT = Path(__file__).parents[2]
 # A room may import itself and what stands after it here; a name longer than a module is that one name of it.
 MAY_IMPORT = {
     "deploy": "api workers ratelimit",
-    "api": "workers.bootstrap workers.settings workers.services workers.domain workers.telemetry ratelimit"
+    "api": "workers.bootstrap workers.settings workers.services workers.domain workers.telemetry workers.counts"
+    " workers.tracing ratelimit"
     # What comes back as it is: filters, the dict that a row is, an account.
-    " workers.store.queries workers.store.session.Row workers.store.accounts.Account",
+    " workers.store.queries workers.store.audit.AuditFilter workers.store.session.Row workers.store.accounts.Account",
     # processes, from start to end
     "workers.processes": "workers",
     "workers.tasks": "workers.celery_app workers.services workers.domain workers.telemetry ratelimit",
-    "workers.pacer": "workers.services workers.wakeups workers.domain workers.telemetry workers.clock ratelimit",
+    "workers.pacer": "workers.services workers.wakeups workers.domain workers.telemetry workers.health workers.clock"
+    " ratelimit",
     "workers.reconciler": "workers.bootstrap workers.services workers.store workers.domain workers.telemetry"
     " workers.clock ratelimit",
     "workers.celery_app": "celeryconfig",
+    "workers.consumer": "",
     "celeryconfig": "",
     # the composition root
     "workers.bootstrap": "workers.services workers.store workers.channels workers.wakeups workers.domain"
-    " workers.settings workers.telemetry ratelimit",
+    " workers.settings workers.credentials workers.telemetry ratelimit",
     # what happens
     "workers.services": "workers.store workers.channels.base workers.wakeups workers.presence workers.domain"
-    " workers.telemetry workers.clock ratelimit",
+    " workers.credentials workers.telemetry workers.tracing workers.clock ratelimit",
     # the outside, each room knowing only its own part of it
     "workers.store": "workers.domain ratelimit",
     "workers.channels": "workers.domain workers.clock",
     "workers.wakeups": "workers.telemetry ratelimit",
     "workers.presence": "workers.store.session workers.wakeups workers.telemetry ratelimit",
     # what knows nobody
-    "workers.settings": "workers.domain ratelimit",
-    "workers.telemetry": "",
+    "workers.settings": "workers.domain workers.credentials ratelimit",
+    "workers.tracing": "workers.settings",
+    "workers.credentials": "workers.domain",
+    "workers.telemetry": "workers.counts workers.tracing workers.domain",
+    "workers.counts": "workers.health",
+    "workers.health": "workers.clock",
     "workers.clock": "",
     "workers.domain": "",
     "ratelimit": "",
 }
 
 LIVES_IN = {
-    "celery": "workers.celery_app workers.tasks workers.pacer workers.processes",
+    "celery": "workers.celery_app workers.consumer workers.tasks workers.pacer workers.processes",
     "kombu": "workers.pacer workers.processes deploy",
     "redis": "ratelimit workers.wakeups workers.bootstrap deploy",
     "psycopg": "workers.store workers.presence deploy",
     "sqlalchemy": "workers.store deploy",
     "alembic": "workers.store.migrations",
     "urllib3": "workers.channels",
+    "cryptography": "workers.credentials api.auth",
+    "opentelemetry": "workers.tracing",
     "flask": "api deploy",
     "flask_jwt_extended": "api",
     "marshmallow": "api",

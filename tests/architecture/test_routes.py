@@ -41,6 +41,7 @@ DOOR = APP.test_client()
 UNKNOWN_ID = "msg_01ARZ3NDEKTSV4RRFFQ69G5FAV"
 BODIES: dict[str, dict[str, Any]] = {
     "messaging.send": {"recipientId": "fan-1", "content": "Hello"},
+    "messaging.send_bulk": {"messages": [{"recipientId": "fan-1", "content": "Hello"}]},
     "messaging.redrive": {},
     "messaging.resolve": {"as": "sent"},
     "messaging.put_account": {},

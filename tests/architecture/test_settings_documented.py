@@ -26,6 +26,7 @@ BAD = {
     "JWT_SECRET_KEY": ("too short", "32 bytes"),
     "JWT_PUBLIC_KEY": ("/nowhere/key.pem", "file that exists"),
     "JWT_JWKS_FILE": ("/nowhere/jwks.json", "file that exists"),
+    "CREDENTIALS_KEY": ("c2hvcnQ=", "32 bytes"),
     "ONLYFANS_BASE_URL": ("api.example.com", "https://"),
     "ONLYFANS_IDEMPOTENT": ("perhaps", "1 or 0"),
     "RATE_LIMIT": ("ten a minute", "10/minute"),
@@ -38,10 +39,11 @@ BAD = {
     "LOG_FORMAT": ("xml", "json or console"),
     "METRICS_PORT": ("65536", "1 to 65535"),
     "RETENTION_DAYS": ("forever", "1 to 3650"),
+    "AUDIT_RETENTION_DAYS": ("0", "1 to 36500"),
 }
 """One bad value each, and a part of the remedy."""
 
-ANY_TEXT = {"ONLYFANS_API_KEY", "METRICS_TOKEN"}
+ANY_TEXT = {"ONLYFANS_API_KEY", "METRICS_TOKEN", "JWT_AUDIENCE", "JWT_ISSUER"}
 
 
 def documented() -> dict[str, str | None]:
@@ -122,6 +124,7 @@ def test_missing_server_is_refused_with_name_and_remedy(variable: str) -> None:
         ("REDIS_URL", f"http://:{PASSWORD}@host:6379"),
         ("JWT_SECRET_KEY", PASSWORD),
         ("JWT_PUBLIC_KEY", PASSWORD),
+        ("CREDENTIALS_KEY", PASSWORD),
         ("JWT_PUBLIC_KEY", PASSWORD * 100),  # too long even to be looked for as a file
         ("ONLYFANS_BASE_URL", f"ftp://user:{PASSWORD}@host"),
     ],

@@ -46,7 +46,9 @@ def test_credentials_are_write_only_and_stay_unless_given(ask: Ask, adapters: Ad
     status, changed = ask("PUT", "/accounts/shop-1", {"limits": "5/second"})
     assert (status, changed["hasCredentials"]) == (200, True)
     assert "very-secret" not in str(ask("GET", "/accounts"))
-    assert adapters.db.one("SELECT api_key FROM accounts WHERE id = 'shop-1'") == {"api_key": "very-secret"}
+    stored = adapters.db.one("SELECT api_key FROM accounts WHERE id = 'shop-1'")["api_key"]
+    assert "very-secret" not in stored
+    assert adapters.vault.open(stored) == "very-secret"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from deploy.sandbox import Fault, Sandbox
+from tests.conftest import ALICE
 from workers.bootstrap import Adapters
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
@@ -131,7 +132,7 @@ def test_401_pauses_the_account_and_burns_nothing(
 
 def test_refused_connection_refunds_the_token(adapters: Adapters, submit: Submit, with_settings) -> None:
     elsewhere = with_settings(onlyfans_base_url="http://127.0.0.1:1", max_attempts=3)
-    receipt = elsewhere.submitter().submit({"recipient_id": "fan-1", "content": "x"}, "default", subject="alice")
+    receipt = elsewhere.submitter().submit({"recipient_id": "fan-1", "content": "x"}, "default", by=ALICE)
     elsewhere.dispatcher(worker=1).drain("default")
     assert attempts(elsewhere, receipt) == [(1, "failed"), (2, "failed"), (3, "failed")]
     assert elsewhere.reader().status(None).accounts[0].tokens_available == 10

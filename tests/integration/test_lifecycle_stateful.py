@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from tests.conftest import EMPTY
+from tests.conftest import ALICE, EMPTY
 from workers.bootstrap import Adapters
 from workers.domain.errors import StaleClaim
 from workers.domain.message import Claim, Line, NewMessage
@@ -72,7 +72,7 @@ class LifeCycle(RuleBasedStateMachine):
             content="x",
         )
         state = State.HELD if self._members(line) else State.QUEUED
-        assert messages.accept(self.db, new).state == state
+        assert messages.accept(self.db, new, by=ALICE).state == state
         self.messages[new.id] = Modelled(new.id, line, next(self.places), state)
         return new.id
 
@@ -156,7 +156,7 @@ class LifeCycle(RuleBasedStateMachine):
     def cancelled(self, message: str) -> None:
         m = self.messages[message]
         allowed = m.state in WAITING and not m.doubtful
-        assert messages.cancel(self.db, message) is allowed
+        assert messages.cancel(self.db, message, ALICE) is allowed
         if allowed:
             self._move(m, State.CANCELLED)
 
@@ -165,13 +165,13 @@ class LifeCycle(RuleBasedStateMachine):
         m = self.messages[message]
         if m.state in WAITING:
             self.db.all("UPDATE messages SET expires_at = now() WHERE id = %(id)s", {"id": message})
-            assert messages.expire(self.db) == [(message, "default")]
+            assert [row["id"] for row in messages.expire(self.db)] == [message]
             self._move(m, State.EXPIRED)
 
     @rule(message=known, redriven=st.just(False))
     def retried_by_hand(self, message: str, redriven: bool) -> None:
         m = self.messages[message]
-        done = failures.retry(self.db, [message], by="admin", redriven=redriven)
+        done = failures.retry(self.db, [message], by=ALICE, redriven=redriven)
         assert len(done) == (m.state is State.FAILED)
         if done:
             m.place = next(self.places)

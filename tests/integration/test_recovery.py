@@ -11,6 +11,7 @@ import pytest
 
 from deploy.sandbox import Fault, Sandbox
 from ratelimit.tokens import START_WITHIN_S
+from tests.conftest import ALICE
 from workers.bootstrap import Adapters
 from workers.domain.errors import StoreUnavailable
 from workers.domain.outcome import Outcome, OutcomeKind
@@ -184,7 +185,7 @@ def test_expired_messages_are_closed_and_make_way(adapters: Adapters, submit: Su
 def look_up(adapters: Adapters) -> int:
     adapters.db.all("UPDATE messages SET due_at = now() WHERE state = 'verifying'")
     a = adapters
-    return verify(a.db, a.wakeups, a.channels, a.settings.retry_policy, threading.Event())
+    return verify(a.db, a.wakeups, a.channels, a.vault, a.settings.retry_policy, threading.Event())
 
 
 def test_without_idempotency_an_unknown_outcome_is_found_in_the_history(
@@ -192,7 +193,7 @@ def test_without_idempotency_an_unknown_outcome_is_found_in_the_history(
 ) -> None:
     adapters = with_settings(onlyfans_idempotent=False)
     upstream.ledger.idempotent = False
-    receipt = adapters.submitter().submit({"recipient_id": "cut-1", "content": "x"}, "default", subject="alice")
+    receipt = adapters.submitter().submit({"recipient_id": "cut-1", "content": "x"}, "default", by=ALICE)
     adapters.dispatcher(worker=1).drain("default")
     assert state(adapters, receipt) == "verifying"
     assert look_up(adapters) == 1
@@ -205,7 +206,7 @@ def test_a_use_found_in_the_history_ended_with_its_deadline(
 ) -> None:
     """Written off when its worker seemed dead, it may have arrived at any time until then."""
     adapters = with_settings(onlyfans_idempotent=False)
-    adapters.submitter().submit({"recipient_id": "cut-1", "content": "x"}, "default", subject="alice")
+    adapters.submitter().submit({"recipient_id": "cut-1", "content": "x"}, "default", by=ALICE)
     adapters.dispatcher(worker=1).drain("default")
     adapters.db.all("UPDATE attempts SET ended_at = now() - interval '9 s', deadline_at = now() - interval '5 s'")
     assert look_up(adapters) == 1
@@ -218,7 +219,7 @@ def test_without_idempotency_what_the_history_does_not_show_goes_again(
 ) -> None:
     adapters = with_settings(onlyfans_idempotent=False)
     upstream.faults.add(Fault("cut_before"))
-    receipt = adapters.submitter().submit({"recipient_id": "fan-1", "content": "x"}, "default", subject="alice")
+    receipt = adapters.submitter().submit({"recipient_id": "fan-1", "content": "x"}, "default", by=ALICE)
     adapters.dispatcher(worker=1).drain("default")
     look_up(adapters)
     assert state(adapters, receipt) == "queued"
@@ -234,7 +235,7 @@ def test_two_messages_of_the_same_text_are_two_messages(
     upstream.faults.add(Fault("delay", delay_s=0, text="same"))
     upstream.faults.add(Fault("cut_before", text="same"))
     wanted = {"recipient_id": "fan-1", "content": "same"}
-    first, second = (adapters.submitter().submit(dict(wanted), "default", subject="alice") for _ in range(2))
+    first, second = (adapters.submitter().submit(dict(wanted), "default", by=ALICE) for _ in range(2))
     adapters.dispatcher(worker=1).drain("default")
     assert (state(adapters, first), state(adapters, second)) == ("sent", "verifying")
     look_up(adapters)  # the first one's copy in the history is not taken for the second
@@ -248,9 +249,9 @@ def test_one_of_the_same_text_still_on_its_way_is_not_taken_for_it(
     adapters = with_settings(onlyfans_idempotent=False)
     upstream.faults.add(Fault("cut_before"))
     wanted = {"recipient_id": "fan-1", "content": "same"}
-    mine = adapters.submitter().submit({**wanted, "priority": 9}, "default", subject="alice")
+    mine = adapters.submitter().submit({**wanted, "priority": 9}, "default", by=ALICE)
     adapters.dispatcher(worker=1).drain("default")
-    adapters.submitter().submit({**wanted, "priority": 1}, "default", subject="alice")
+    adapters.submitter().submit({**wanted, "priority": 1}, "default", by=ALICE)
     other = claim_one(adapters)
     channel = adapters.channels["onlyfans"]
     outcome = channel.send(other, None, start_by_s=float("inf"), timeout_s=2.0)
@@ -266,7 +267,7 @@ def test_without_idempotency_and_history_a_person_must_decide(
 ) -> None:
     adapters = with_settings(onlyfans_idempotent=False)
     upstream.history = False
-    receipt = adapters.submitter().submit({"recipient_id": "cut-1", "content": "x"}, "default", subject="alice")
+    receipt = adapters.submitter().submit({"recipient_id": "cut-1", "content": "x"}, "default", by=ALICE)
     adapters.dispatcher(worker=1).drain("default")
     while state(adapters, receipt) == "verifying":
         look_up(adapters)
@@ -281,7 +282,7 @@ def test_what_may_have_arrived_is_neither_cancelled_nor_expired_unseen(
     receipt = submit("cut-1", expires_at=datetime.now(UTC) + timedelta(hours=1))
     claim_one(adapters, worker=4711)
     rescue_after(adapters, DEAD_FOR_S)  # queued again, its first attempt unknown
-    assert not messages.cancel(adapters.db, receipt.message_id)
+    assert not messages.cancel(adapters.db, receipt.message_id, ALICE)
     adapters.db.all("UPDATE messages SET expires_at = now()")
     assert expire(adapters.db, adapters.wakeups) == 0
     assert state(adapters, receipt) == "verifying"
@@ -302,7 +303,7 @@ def test_one_that_may_have_arrived_with_an_earlier_attempt_is_not_cancelled_eith
     assert [a["outcome"] for a in queries.attempts(adapters.db, receipt.message_id)] == [
         "unknown", "failed", "throttled",
     ]  # fmt: skip
-    assert not messages.cancel(adapters.db, receipt.message_id)
+    assert not messages.cancel(adapters.db, receipt.message_id, ALICE)
     adapters.db.all("UPDATE attempts SET started_at = started_at - interval '1 minute' WHERE number = 1")
     adapters.db.all("UPDATE messages SET expires_at = now()")
     assert expire(adapters.db, adapters.wakeups) == 0
@@ -316,7 +317,7 @@ def test_one_given_up_that_may_have_arrived_is_told_so(
     adapters = with_settings(max_attempts=2)
     upstream.faults.add(Fault("cut"))
     upstream.faults.add(Fault("status", status=503))
-    receipt = adapters.submitter().submit({"recipient_id": "fan-1", "content": "x"}, "default", subject="alice")
+    receipt = adapters.submitter().submit({"recipient_id": "fan-1", "content": "x"}, "default", by=ALICE)
     for _ in range(2):
         adapters.dispatcher(worker=1).drain("default")
     assert state(adapters, receipt) == "failed"
@@ -453,7 +454,7 @@ def test_one_entry_of_the_history_is_not_taken_for_two_messages(
     upstream.faults.add(Fault("cut_before", chat_id="fan-1"))
     for priority in (5, 6):
         wanted = {"recipient_id": "fan-1", "content": "same", "priority": priority}
-        adapters.submitter().submit(wanted, "default", subject="alice")
+        adapters.submitter().submit(wanted, "default", by=ALICE)
     adapters.dispatcher(worker=1).drain("default")
     adapters.db.all("UPDATE messages SET due_at = now() WHERE state = 'verifying'")
     together = threading.Barrier(2)
@@ -466,7 +467,8 @@ def test_one_entry_of_the_history_is_not_taken_for_two_messages(
 
     def look() -> None:
         together.wait()
-        verify(adapters.db, adapters.wakeups, adapters.channels, adapters.settings.retry_policy, threading.Event())
+        a = adapters
+        verify(a.db, a.wakeups, a.channels, a.vault, a.settings.retry_policy, threading.Event())
 
     messages.is_anothers = slow  # type: ignore[assignment]
     try:

@@ -154,6 +154,66 @@ def test_a_token_returned_after_its_loan_has_ended_counts_from_its_return(tokens
     assert borrow(tokens, ONE_PER_MINUTE)
 
 
+def give_back(tokens: Tokens, limits: Limits, *out: str) -> int:
+    """Returns the overshoot."""
+    return tokens.exchange("default", limits, want=0, lease_s=0, returned=out).overshoot
+
+
+def test_a_return_so_late_that_its_token_was_lent_again_is_an_overshoot(tokens: Tokens, clock: Clock) -> None:
+    (late,) = borrow(tokens, ONE_PER_MINUTE)
+    clock.at(LEASE_S + 60)
+    (other,) = borrow(tokens, ONE_PER_MINUTE)
+    assert give_back(tokens, ONE_PER_MINUTE, late) == 1
+    assert give_back(tokens, ONE_PER_MINUTE, late) == 0  # once more, because the first answer was lost: told already
+    assert give_back(tokens, ONE_PER_MINUTE, other) == 0  # in time
+
+
+def test_an_overshoot_is_told_with_whatever_else_the_exchange_does(tokens: Tokens, clock: Clock) -> None:
+    limits = Limits.parse("2/minute")
+    late = borrow(tokens, limits, want=2)
+    clock.at(LEASE_S + 60)
+    assert len(borrow(tokens, limits, want=2)) == 2
+    grant = tokens.exchange("default", limits, want=5, lease_s=LEASE_S, returned=late)
+    assert (grant.tokens, grant.overshoot) == ((), 2)
+    assert tokens.borrow("default", limits, lease_s=LEASE_S).overshoot == 0
+
+
+def test_a_late_return_whose_token_nobody_had_is_none(tokens: Tokens, clock: Clock) -> None:
+    (late,) = borrow(tokens, ONE_PER_MINUTE)
+    clock.at(LEASE_S + 90)
+    assert give_back(tokens, ONE_PER_MINUTE, late) == 0
+
+
+def test_a_return_after_the_loan_but_within_the_period_is_none(tokens: Tokens, clock: Clock) -> None:
+    """Its place was kept: nobody can have had its token."""
+    (late,) = borrow(tokens, ONE_PER_MINUTE)
+    clock.at(LEASE_S + 60 - A_MOMENT_S)
+    assert borrow(tokens, ONE_PER_MINUTE) == ()
+    assert give_back(tokens, ONE_PER_MINUTE, late) == 0
+
+
+def test_what_was_borrowed_again_but_not_used_is_none(tokens: Tokens, clock: Clock) -> None:
+    (late,) = borrow(tokens, ONE_PER_MINUTE)
+    clock.at(LEASE_S + 60)
+    other = borrow(tokens, ONE_PER_MINUTE)
+    grant = tokens.exchange("default", ONE_PER_MINUTE, want=0, lease_s=0, returned=[late], refunded=other)
+    assert grant.overshoot == 0
+
+
+def test_of_several_limits_the_one_exceeded_counts(tokens: Tokens, clock: Clock) -> None:
+    limits = Limits.parse("1/second,10/minute")
+    (late,) = borrow(tokens, limits)
+    clock.at(LEASE_S + 1)
+    borrow(tokens, limits)
+    assert give_back(tokens, limits, late) == 1
+
+
+def test_a_limit_lowered_meanwhile_is_no_overshoot(tokens: Tokens, clock: Clock) -> None:
+    out = borrow(tokens, TEN_PER_MINUTE, want=10)
+    clock.at(1)
+    assert give_back(tokens, ONE_PER_MINUTE, *out) == 0
+
+
 def test_a_short_loan_does_not_shorten_a_long_one(tokens: Tokens, clock: Clock) -> None:
     """Redis drops the uses when all of them are over, and not when the latest loan is."""
     limits = Limits.parse("2/s")
@@ -712,7 +772,7 @@ def test_eight_threads_never_use_more_than_five_in_any_300_ms(real_tokens: Token
             with lock:
                 seen.extend([time.monotonic()] * len(out))
             time.sleep(chance.uniform(0, 0.01))
-            real_tokens.give_back("default", limits, out)
+            assert give_back(real_tokens, limits, *out) == 0
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(work, range(8)))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ratelimit import Limit, Limits, forecast
+from ratelimit import Limit, Limits, forecast, forecast_many
 
 
 def departures(limits: Limits, uses: list[float], places: int, latency_s: float, not_before_s: float) -> list[float]:
@@ -96,6 +96,16 @@ def test_the_twelve_thousandth_is_told_as_exactly_as_the_first(text: str, latenc
     told = [forecast(limits, uses, place, latency_s=latency_s) for place in (1, 500, 6_000, 12_000)]
     left = departures(limits, uses, 12_000, latency_s, 0.0)
     assert told == pytest.approx([left[0], left[499], left[5_999], left[11_999]], abs=1e-3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(some_limits, some_uses, st.lists(st.integers(1, 300), max_size=20), latency, eighths)
+def test_many_are_told_what_each_would_be_told_alone(
+    limits: Limits, uses: list[float], places: list[int], latency_s: float, not_before_s: float
+) -> None:
+    alone = [forecast(limits, uses, place, latency_s=latency_s, not_before_s=not_before_s) for place in places]
+    told = forecast_many(limits, uses, places, latency_s=latency_s, not_before_s=not_before_s)
+    assert told == pytest.approx(alone, abs=1e-6)
 
 
 def test_the_example_of_the_docstring() -> None:

@@ -8,7 +8,11 @@ class PacelineError(Exception):
 
 
 class NotFound(PacelineError):
-    """No such message or account, or none that the caller may know of."""
+    """No such message or account, or none that the caller may know of. details: of many, which."""
+
+    def __init__(self, words: str, details: dict[str, Any] | None = None) -> None:
+        super().__init__(words)
+        self.details = details or {}
 
 
 class Conflict(PacelineError):
@@ -28,11 +32,20 @@ class KeyReused(Conflict):
 
 
 class QueueFull(PacelineError):
-    """The account has as many messages waiting as it may."""
+    """The account has as many messages waiting as it may, or would have with `more`."""
 
-    def __init__(self, account_id: str, depth: int, limit: int, retry_after_s: float) -> None:
-        super().__init__(f"Account {account_id} has {depth} messages waiting, and may have {limit}")
-        self.retry_after_s = retry_after_s
+    def __init__(self, account_id: str, depth: int, limit: int, retry_after_s: float, *, more: int = 1) -> None:
+        words = f"Account {account_id} has {depth} messages waiting, and may have {limit}"
+        super().__init__(words if more == 1 else f"{words}: {more} more do not fit")
+        self.limit, self.retry_after_s = limit, retry_after_s
+
+
+class CannotSeal(Conflict):
+    """There is no key to encrypt an account's credentials with."""
+
+
+class Unreadable(PacelineError):
+    """An account's credentials were encrypted under a key that this process does not have."""
 
 
 class StaleClaim(PacelineError):

@@ -36,6 +36,7 @@ class Claim:
 
     tries: attempts since it was queued, this one included. due_s: how long it had been due when claimed.
     queued: how many of the account's messages stood first in their lines then, this one included.
+    request_id, traceparent: of the request that queued it.
     """
 
     message_id: str
@@ -47,8 +48,20 @@ class Claim:
     attempt: int
     tries: int
     token: str
+    request_id: str | None = None
+    traceparent: str | None = None
     due_s: float = 0.0
     queued: int = 0
+
+    @property
+    def ids(self) -> dict[str, Any]:
+        """What its logs and spans are found by."""
+        return {
+            "request_id": self.request_id,
+            "message_id": self.message_id,
+            "account_id": self.account_id,
+            "attempt": self.attempt,
+        }
 
     @property
     def line(self) -> Line:

@@ -19,13 +19,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import structlog
 
 from ratelimit import Limits, Tokens, TokensUnavailable
 from ratelimit.tokens import START_WITHIN_S
-from workers import telemetry
+from workers import telemetry, tracing
 from workers.channels.base import Channel
 from workers.clock import monotonic_s
+from workers.credentials import Vault
 from workers.domain.errors import StoreUnavailable
 from workers.domain.message import Claim
 from workers.domain.outcome import Outcome, OutcomeKind
@@ -78,6 +81,7 @@ class Dispatcher:
     send_timeout_s: float
     lease_s: float
     worker: int
+    vault: Vault
     stopping: threading.Event = field(default_factory=threading.Event)
     latency_s: dict[str, float] = field(default_factory=dict)
 
@@ -92,6 +96,7 @@ class Dispatcher:
             return DrainReport()
         drain = _Drain(self, account, limits, drain_id)
         try:
+            drain.unlock()
             messages.admit_due(self.db, account_id)
             report = drain.run(messages.count_queued(self.db, account_id))
         finally:
@@ -116,6 +121,7 @@ class _Drain:
         self._ = shared
         self._account, self._limits, self._id = account, limits, drain_id
         self._channel = shared.channels[account.channel]
+        self._api_key: str | None = None
         self._out: dict[Future[Outcome], Claim] = {}
         self._returned: list[str] = []
         self._refunded: list[str] = []
@@ -127,6 +133,11 @@ class _Drain:
         self._began_s = self._renewed_s = monotonic_s()
         self._recruited_s = 0.0
         self._placed = True
+
+    def unlock(self) -> None:
+        """Have the account's key at hand. Raises Unreadable: another process may have the key that opens it."""
+        if self._account.sealed_key is not None:
+            self._api_key = self._.vault.open(self._account.sealed_key)
 
     def run(self, queued: int) -> DrainReport:
         """Send, until there is nothing left to send or no token to send it with. queued: how much there is, about."""
@@ -190,6 +201,9 @@ class _Drain:
             self._denied_until_s = monotonic_s() + 1.0
             return (), math.inf
         self._returned, self._refunded = [], []
+        if grant.overshoot:
+            telemetry.limit_overshoot.inc(grant.overshoot)
+            log.error("limit_overshoot", account_id=self._account.id, uses=grant.overshoot)
         if grant.lost:
             self._report_loss()
         elif len(grant.tokens) < want:
@@ -219,8 +233,8 @@ class _Drain:
             return []
 
         def work(c: Connection) -> tuple[Settled, list[Claim]]:
-            messages.take_back(c, self._unconfirmed, self._.worker)
-            settled = settle(c, finished)
+            taken_back = messages.take_back(c, self._unconfirmed, self._.worker)
+            settled = replace(settle(c, finished), taken_back=taken_back)
             return settled, messages.claim_next(c, self._account.id, tokens, self._.worker, self._.lease_s)
 
         try:
@@ -231,6 +245,8 @@ class _Drain:
         announce(settled)
         self._report.settled += len(finished)
         self._report.claimed += len(claims)
+        for claim in claims:
+            log.info("message_sending", **claim.ids)
         used = {claim.token for claim in claims}
         self._refunded += [token for token in tokens if token not in used]
         self._claimable = claims[0].queued - len(claims) if len(claims) == len(tokens) and claims else 0
@@ -263,16 +279,20 @@ class _Drain:
         start_by_s = borrowed_s + START_WITHIN_S
         for claim in claims:
             telemetry.dispatch_delay.observe(max(0.0, min(claim.due_s, free_s)))
-            future = self._.senders.submit(
-                self._channel.send,
-                claim,
-                self._account.api_key,
-                start_by_s=start_by_s,
-                timeout_s=self._.send_timeout_s,
-            )
+            future = self._.senders.submit(self._send, claim, start_by_s)
             self._out[future] = claim
         self._.senders.release(self._places - len(claims))
         self._places = 0
+
+    def _send(self, claim: Claim, start_by_s: float) -> Outcome:
+        """One request, in a thread of its own; what is logged or traced meanwhile goes under the message's name."""
+        with (
+            structlog.contextvars.bound_contextvars(**claim.ids),
+            tracing.span("send", kind="CLIENT", parent=claim.traceparent, attributes=claim.ids) as span,
+        ):
+            outcome = self._channel.send(claim, self._api_key, start_by_s=start_by_s, timeout_s=self._.send_timeout_s)
+            span |= {"outcome": str(outcome.kind), "http.response.status_code": outcome.http_status}
+            return outcome
 
     def _await_answers(self) -> list[Settlement]:
         done, _ = wait(self._out, timeout=LOOK_AGAIN_S, return_when=FIRST_COMPLETED)
@@ -306,7 +326,8 @@ class _Drain:
         if isinstance(decision, Defer) and decision.reason is DeferralReason.THROTTLED:
             telemetry.upstream_throttled.labels(self._channel.name).inc()
             self._cool_down(decision.cooldown_s)
-        telemetry.send_latency.labels(self._channel.name).observe(outcome.latency_s)
+        if not outcome.interrupted:
+            telemetry.send_latency.labels(self._channel.name).observe(outcome.latency_s)
         known_s = self._.latency_s.get(self._account.id, outcome.latency_s)
         self._.latency_s[self._account.id] = known_s + _SMOOTHING * (outcome.latency_s - known_s)
         return Settlement(claim, outcome, decision)

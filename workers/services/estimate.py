@@ -1,10 +1,11 @@
 """When will a waiting message go, and what holds it back? From the tokens' real return times and its real place."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from ratelimit import Limits, View, forecast
+from ratelimit import Limits, View, forecast_many
 from ratelimit.tokens import START_WITHIN_S
 from workers.domain.state import State
 from workers.store.accounts import Account
@@ -31,35 +32,47 @@ class Estimate:
     next_token_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a message stands. position: its place in line, 1 for next to go. due_s: seconds until it may go at all
+    (sendAt, or a retry), 0 if now."""
+
+    position: int
+    state: State
+    due_s: float
+
+
 def estimate(
     account: Account,
     limits: Limits,
     view: View | None,
+    places: Sequence[Place],
     *,
-    position: int,
     claimed: frozenset[str],
-    state: State,
-    due_s: float,
     latency_s: float,
     lease_s: float,
     now: datetime,
-) -> Estimate:
-    """
-    position: its place in line, 1 for next to go. claimed: the tokens that messages have been put to of late, read
-    together with the position and before the view.
-    due_s: seconds until it may go at all (sendAt, or a retry), 0 if now.
-    view: the account's tokens; None while Redis is away. lease_s: how long a token is borrowed for.
+) -> list[Estimate]:
+    """For messages at these places, in their order.
+
+    view: the account's tokens; None while Redis is away. claimed: the tokens that messages have been put to of late,
+    read together with the positions and before the view. lease_s: how long a token is borrowed for.
     """
     held_s = max(account.paused_s, account.cooldown_s, view.cooldown_s if view else 0.0)
-    blocked_by = _blocked_by(account, view, state, due_s)
     if view is None or not view.known or held_s == float("inf"):
-        return Estimate(None, blocked_by, 0.0 if held_s == float("inf") else held_s)
-    next_s = forecast(limits, view.uses, 1, latency_s=latency_s, not_before_s=held_s)
-    place = position - _in_hand(view, claimed, lease_s)
-    goes_s = forecast(limits, view.uses, place, latency_s=latency_s, not_before_s=held_s) if place > 0 else held_s
-    if blocked_by is None and goes_s > PROMPT_S:
-        blocked_by = BlockedBy.RATE
-    return Estimate(now + timedelta(seconds=max(goes_s, due_s)), blocked_by, next_s)
+        wait_s = 0.0 if held_s == float("inf") else held_s
+        return [Estimate(None, _blocked_by(account, view, place), wait_s) for place in places]
+    in_hand = _in_hand(view, claimed, lease_s)
+    turns = [1, *(max(1, place.position - in_hand) for place in places)]
+    next_s, *turns_s = forecast_many(limits, view.uses, turns, latency_s=latency_s, not_before_s=held_s)
+    estimates = []
+    for place, turn_s in zip(places, turns_s, strict=True):
+        goes_s = turn_s if place.position > in_hand else held_s
+        blocked_by = _blocked_by(account, view, place)
+        if blocked_by is None and goes_s > PROMPT_S:
+            blocked_by = BlockedBy.RATE
+        estimates.append(Estimate(now + timedelta(seconds=max(goes_s, place.due_s)), blocked_by, next_s))
+    return estimates
 
 
 def _in_hand(view: View, claimed: frozenset[str], lease_s: float) -> int:
@@ -69,14 +82,14 @@ def _in_hand(view: View, claimed: frozenset[str], lease_s: float) -> int:
     return sum(token not in claimed for token in just)
 
 
-def _blocked_by(account: Account, view: View | None, state: State, due_s: float) -> BlockedBy | None:
+def _blocked_by(account: Account, view: View | None, place: Place) -> BlockedBy | None:
     """The first thing that would have to change. A lack of tokens comes last, where the forecast is known."""
     if account.paused_s:
         return BlockedBy.PAUSED
-    if due_s > PROMPT_S:
+    if place.due_s > PROMPT_S:
         return BlockedBy.SCHEDULE
     if account.cooldown_s or (view and view.cooldown_s):
         return BlockedBy.COOLDOWN
-    if state is State.HELD:
+    if place.state is State.HELD:
         return BlockedBy.ORDERING
     return None

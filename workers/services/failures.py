@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from ratelimit import Limits, Tokens, forecast
+from workers.domain.actor import Actor
 from workers.domain.errors import Conflict, NotFound
 from workers.domain.state import WAITING, State
 from workers.services.submit import look
@@ -37,7 +38,7 @@ class Failures:
     wakeups: Wakeups
     default_limits: Limits
 
-    def retry(self, message_id: str, *, scope: Scope, by: str) -> datetime:
+    def retry(self, message_id: str, *, scope: Scope, by: Actor) -> datetime:
         """Queue a failed message again, with its history kept. Returns when it was queued.
 
         Raises NotFound (also outside the scope) and Conflict (not failed).
@@ -47,12 +48,12 @@ class Failures:
         if not queued_at:
             now = self._message(message_id, scope)
             raise Conflict(f"Only failed messages can be retried; this one is {self._status(now)}")
-        log.info("message_retried", message_id=message_id, account_id=row["account_id"], by=by)
+        log.info("message_retried", message_id=message_id, account_id=row["account_id"], by=by.subject)
         self.wakeups.try_wake(row["account_id"])
         return queued_at[0]
 
     def redrive(
-        self, wanted: FailureFilter, *, scope: Scope, by: str, include_unknown: bool = False, dry_run: bool = False
+        self, wanted: FailureFilter, *, scope: Scope, by: Actor, include_unknown: bool = False, dry_run: bool = False
     ) -> Redrive:
         """Queue every failed message that matches again, behind fresh traffic of the same priority. Unknown outcomes
         only on request: sending one again may deliver it twice."""
@@ -64,19 +65,19 @@ class Failures:
             ids = [message_id for message_id, _ in matched]
             for start in range(0, len(ids), BATCH):
                 queued += len(failures.retry(self.db, ids[start : start + BATCH], by, redriven=True))
-            log.info("messages_redriven", matched=len(matched), queued=queued, by=by)
+            log.info("messages_redriven", matched=len(matched), queued=queued, by=by.subject)
             for account_id in by_account:
                 self.wakeups.try_wake(account_id)
         return Redrive(len(matched), queued, done_at)
 
-    def resolve_as_sent(self, message_id: str, *, scope: Scope, by: str) -> None:
+    def resolve_as_sent(self, message_id: str, *, scope: Scope, by: Actor) -> None:
         """Close an `outcome_unknown` failure: somebody has seen that it did arrive. Raises NotFound and Conflict."""
         row = self._message(message_id, scope)
         if not failures.resolve_as_sent(self.db, message_id, by):
             words = "Only failures of reason outcome_unknown can be resolved by hand"
             raise Conflict(f"{words}; this message is {self._status(row)}")
         messages_processed.labels("sent").inc()
-        log.info("message_resolved", message_id=message_id, account_id=row["account_id"], by=by)
+        log.info("message_resolved", message_id=message_id, account_id=row["account_id"], by=by.subject)
 
     def _done_at(self, matched: Counter[str]) -> datetime | None:
         """When the last of so many more messages goes, account by account; they go behind what waits already."""

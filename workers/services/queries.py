@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 from ratelimit import Limits, Tokens, TokensUnavailable, View, forecast
 from workers.domain.errors import NotFound, StoreUnavailable
 from workers.domain.state import IN_FLIGHT, WAITING, State
-from workers.services.estimate import Estimate, estimate
+from workers.services.estimate import Estimate, Place, estimate
 from workers.services.submit import look
-from workers.store import accounts, queries
+from workers.store import accounts, audit, queries
 from workers.store.accounts import Account
+from workers.store.audit import AuditFilter
 from workers.store.queries import FailureFilter, MessageFilter, Scope
 from workers.store.session import Database, Row
 from workers.telemetry import logger
@@ -39,16 +40,27 @@ class Dossier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountStatus:
-    """state: active, paused or cooldown. next_token_s: None if no token returns by itself."""
+    """view: None while Redis is away. What takes a forecast is worked out when it is asked for."""
 
     account: Account
+    limits: Limits
+    view: View | None
     counts: dict[State, int]
-    state: str
-    reason: str | None
-    tokens_available: int | None
-    next_token_s: float | None
-    done_s: float | None
-    """Seconds until its last waiting message goes; None if nobody can say."""
+
+    @property
+    def state(self) -> str:
+        """active, paused or cooldown."""
+        return "paused" if self.account.paused_s else "cooldown" if self.cooldown_s else "active"
+
+    @property
+    def reason(self) -> str | None:
+        if self.state == "cooldown":
+            return f"throttled by the upstream for {self.cooldown_s:.0f} s more"
+        return self.account.pause_reason
+
+    @property
+    def cooldown_s(self) -> float:
+        return max(self.account.cooldown_s, self.view.cooldown_s if self.view else 0.0)
 
     @property
     def depth(self) -> int:
@@ -61,6 +73,34 @@ class AccountStatus:
     @property
     def dead_letters(self) -> int:
         return self.counts.get(State.FAILED, 0)
+
+    @property
+    def tokens_available(self) -> int | None:
+        if self.view is None:
+            return None
+        return 0 if self.cooldown_s else self.view.available(self.limits)
+
+    @property
+    def next_token_s(self) -> float | None:
+        if self.view is None:
+            return None
+        return forecast(self.limits, self.view.uses, 1, latency_s=0.0, not_before_s=self.cooldown_s)
+
+    @property
+    def done_s(self) -> float | None:
+        """Seconds until its last waiting message goes; None if nobody can say."""
+        held_s = max(self.account.paused_s, self.cooldown_s)
+        if self.view is None or not self.depth or held_s == float("inf"):
+            return None
+        uses = self.view.uses
+        return forecast(self.limits, uses, self.depth, latency_s=EXPECTED_LATENCY_S, not_before_s=held_s)
+
+    @property
+    def closed_by(self) -> str | None:
+        """`upstream` or `admin`; None if the account is active."""
+        if self.state == "paused" and not (self.reason or "").startswith(accounts.UPSTREAM_ANSWERED):
+            return "admin"
+        return None if self.state == "active" else "upstream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +126,7 @@ class Status:
     @property
     def done_s(self) -> float:
         """Seconds until the last waiting message goes, of those of which it can be said."""
-        return max((account.done_s for account in self.accounts if account.done_s), default=0.0)
+        return max((account.done_s or 0.0 for account in self.accounts), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +161,12 @@ class Reader:
         """A page of open dead letters, latest first, and how many there are in all."""
         return queries.failures(self.db, wanted, scope, limit, offset)
 
+    def audit(self, wanted: AuditFilter, scope: Scope, limit: int) -> tuple[list[Row], int | None]:
+        """A page of the audit, latest first, and the cursor of the next one (None: there is none)."""
+        rows = audit.entries(self.db, wanted, scope, limit + 1)
+        page = rows[:limit]
+        return page, page[-1]["id"] if len(rows) > limit else None
+
     def status(self, scope: Scope) -> Status:
         found = accounts.all_of(self.db, None if scope is None else list(scope))
         counts = queries.counts(self.db, scope)
@@ -134,16 +180,28 @@ class Reader:
                 for kind in ("worker", "pacer")
                 if not self.wakeups.alive(kind)
             ]
+            if self.wakeups.broker_is_away():
+                troubles.append("Celery's broker is away: messages are accepted, and wait until it is back")
         except TokensUnavailable:
             views, last_s = [None] * len(found), None
             troubles.append("Redis is away: messages are accepted, and wait until it is back")
         held = {self._limits(account) for account in found}
         return Status(
-            [self._account(a, v, counts.get(a.id, {})) for a, v in zip(found, views, strict=True)],
+            [
+                AccountStatus(account=a, limits=self._limits(a), view=view, counts=counts.get(a.id, {}))
+                for a, view in zip(found, views, strict=True)
+            ],
             held.pop() if len(held) == 1 else self.default_limits,
             None if last_s is None else datetime.fromtimestamp(last_s, UTC),
             troubles,
         )
+
+    def alive(self) -> dict[str, int] | None:
+        """How many workers and pacers say that they live; None while Redis is away."""
+        try:
+            return {kind: self.wakeups.alive(kind) for kind in ("worker", "pacer")}
+        except TokensUnavailable:
+            return None
 
     def ready(self) -> list[str]:
         """What is missing for messages to be accepted and sent; empty if nothing is. Only the log names hosts."""
@@ -172,46 +230,15 @@ class Reader:
         claimed = accounts.claimed_tokens(self.db, account.id)
         position = queries.ahead_of(self.db, row["id"]) + 1
         view, latency_s = look(self.tokens, self.wakeups, account, self._limits(account))
-        promise = estimate(
+        due_s = max(0.0, (row["due_at"] - now).total_seconds())
+        [promise] = estimate(
             account,
             self._limits(account),
             view,
-            position=position,
+            [Place(position, State(row["state"]), due_s)],
             claimed=claimed,
-            state=State(row["state"]),
-            due_s=max(0.0, (row["due_at"] - now).total_seconds()),
             latency_s=latency_s,
             lease_s=self.lease_s,
             now=now,
         )
         return Waiting(position, promise)
-
-    def _account(self, account: Account, view: View | None, counts: dict[State, int]) -> AccountStatus:
-        limits = self._limits(account)
-        state, reason = "active", None
-        cooldown_s = max(account.cooldown_s, view.cooldown_s if view else 0.0)
-        if account.paused_s:
-            state, reason = "paused", account.pause_reason
-        elif cooldown_s:
-            state, reason = "cooldown", f"throttled by the upstream for {cooldown_s:.0f} s more"
-        depth = sum(counts.get(waiting, 0) for waiting in WAITING)
-        if view is None:
-            return AccountStatus(
-                account=account, counts=counts, state=state, reason=reason, tokens_available=None,
-                next_token_s=None, done_s=None,
-            )  # fmt: skip
-        endless = account.paused_s == float("inf")
-        held_s = max(account.paused_s, cooldown_s)
-        soonest_s = forecast(limits, view.uses, 1, latency_s=0.0, not_before_s=cooldown_s)
-        done_s = None
-        if depth and not endless:
-            done_s = forecast(limits, view.uses, depth, latency_s=EXPECTED_LATENCY_S, not_before_s=held_s)
-        return AccountStatus(
-            account=account,
-            counts=counts,
-            state=state,
-            reason=reason,
-            tokens_available=0 if cooldown_s else view.available(limits),
-            next_token_s=soonest_s,
-            done_s=done_s,
-        )

@@ -17,6 +17,7 @@ from ratelimit.tokens import START_WITHIN_S
 from workers import telemetry
 from workers.channels.base import Channel
 from workers.clock import monotonic_s
+from workers.credentials import Vault
 from workers.domain.errors import StaleClaim
 from workers.domain.outcome import Evidence, Finding, Outcome, OutcomeKind
 from workers.domain.retry import DeadLetterReason, RetryPolicy, ScheduleRetry, backoff_s, decide
@@ -122,10 +123,10 @@ def rebuild_tokens(db: Database, tokens: Tokens, default_limits: Limits, pause: 
 def expire(db: Database, wakeups: Wakeups) -> int:
     """Close what is past its expiresAt; whoever stood behind it in line may go now. Returns how many."""
     gone = messages.expire(db)
-    for message_id, account_id in gone:
+    for row in gone:
         telemetry.messages_processed.labels("expired").inc()
-        log.info("message_expired", message_id=message_id, account_id=account_id)
-    for account_id in {account_id for _, account_id in gone}:
+        log.info("message_expired", message_id=row["id"], account_id=row["account_id"], request_id=row["request_id"])
+    for account_id in {row["account_id"] for row in gone}:
         wakeups.wake(account_id)
     return len(gone)
 
@@ -149,6 +150,7 @@ def verify(
     db: Database,
     wakeups: Wakeups,
     channels: Mapping[str, Channel],
+    vault: Vault,
     retry: RetryPolicy,
     stopping: threading.Event,
 ) -> int:
@@ -158,16 +160,16 @@ def verify(
         due = messages.claim_lookups(db, want=1, lease_s=2 * LOOKUP_TIMEOUT_S)
         if not due:
             break
-        verified += _verify_one(db, wakeups, channels, retry, due[0])
+        verified += _verify_one(db, wakeups, channels, vault, retry, due[0])
     return verified
 
 
-def _find(channel: Channel, lookup: messages.Lookup, api_key: str | None) -> Finding:
+def _find(channel: Channel, lookup: messages.Lookup, vault: Vault, sealed_key: str | None) -> Finding:
     """Channels do not raise; should one all the same, its message must not be looked up for ever."""
     try:
         return channel.find(
             lookup.claim,
-            api_key,
+            None if sealed_key is None else vault.open(sealed_key),
             started_ago_s=lookup.started_ago_s,
             known_ids=lookup.known_ids,
             timeout_s=LOOKUP_TIMEOUT_S,
@@ -181,13 +183,14 @@ def _verify_one(
     db: Database,
     wakeups: Wakeups,
     channels: Mapping[str, Channel],
+    vault: Vault,
     retry: RetryPolicy,
     lookup: messages.Lookup,
 ) -> int:
     claim = lookup.claim
     account = accounts.get(db, claim.account_id)
     assert account is not None, "messages refer to accounts"
-    finding = _find(channels[account.channel], lookup, account.api_key)
+    finding = _find(channels[account.channel], lookup, vault, account.sealed_key)
 
     def work(c: Connection) -> str:
         messages.lock_chat(c, claim)
@@ -215,8 +218,7 @@ def _verify_one(
         return 0
     log.info(
         "message_looked_up",
-        message_id=claim.message_id,
-        account_id=claim.account_id,
+        **claim.ids,
         evidence=str(finding.evidence),
         state=state,
         lookups=lookup.lookups,

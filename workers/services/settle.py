@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from workers import telemetry
+from workers.domain.actor import PACELINE, Action
 from workers.domain.errors import StaleClaim
 from workers.domain.message import Claim
 from workers.domain.outcome import Outcome, OutcomeKind
@@ -15,7 +16,7 @@ from workers.domain.retry import (
     MarkSent,
     ScheduleRetry,
 )
-from workers.store import accounts, messages
+from workers.store import accounts, audit, messages
 from workers.store.session import Connection
 from workers.telemetry import logger
 
@@ -38,6 +39,8 @@ class Settled:
     settlements: tuple[Settlement, ...]
     sent: tuple[messages.Sent, ...]
     stale: tuple[StaleClaim, ...]
+    taken_back: int = 0
+    """Claims undone with it, of which nothing left."""
 
 
 def settle(c: Connection, settlements: list[Settlement]) -> Settled:
@@ -72,8 +75,9 @@ def _settle_one(c: Connection, settlement: Settlement) -> None:
             if cooldown_s:
                 accounts.cool_down(c, claim.account_id, cooldown_s)
             if reason is DeferralReason.PAUSED:
-                words = f"upstream answered {outcome.http_status}: {outcome.error}"
+                words = f"{accounts.UPSTREAM_ANSWERED}{outcome.http_status}: {outcome.error}"
                 accounts.pause(c, claim.account_id, words)
+                audit.note(c, PACELINE, Action.PAUSE, claim.account_id, reason=words)
         case AwaitVerification(delay_s):
             messages.await_verification(c, claim, outcome, delay_s)
         case Bury(reason):
@@ -82,8 +86,9 @@ def _settle_one(c: Connection, settlement: Settlement) -> None:
 
 def announce(settled: Settled) -> None:
     """Count and log what has been committed."""
+    if settled.taken_back:
+        telemetry.deferrals.labels(str(DeferralReason.INTERRUPTED)).inc(settled.taken_back)
     for one in settled.sent:
-        telemetry.messages_processed.labels("sent").inc()
         telemetry.queue_wait.observe(one.waited_s)
         if one.estimate_error_s is not None:
             telemetry.estimate_error.observe(one.estimate_error_s)
@@ -94,10 +99,7 @@ def announce(settled: Settled) -> None:
         claim, outcome, decision = settlement.claim, settlement.outcome, settlement.decision
         if claim.message_id in lost:
             continue
-        facts = {
-            "message_id": claim.message_id,
-            "account_id": claim.account_id,
-            "attempt": claim.attempt,
+        facts = claim.ids | {
             "outcome": str(outcome.kind),
             "http_status": outcome.http_status,
             "latency_ms": round(outcome.latency_s * 1000),
@@ -106,13 +108,14 @@ def announce(settled: Settled) -> None:
             telemetry.deferrals.labels(str(decision.reason)).inc()
             log.info("message_deferred", reason=str(decision.reason), cooldown_s=decision.cooldown_s, **facts)
             if decision.reason is DeferralReason.PAUSED:
-                log.warning("account_paused", account_id=claim.account_id, http_status=outcome.http_status)
+                log.warning("account_paused", by=PACELINE.subject, **facts)
             continue
         telemetry.attempts.labels(str(outcome.kind)).inc()
         if outcome.kind is OutcomeKind.UNKNOWN:
             telemetry.outcome_unknown.inc()
         match decision:
             case MarkSent():
+                telemetry.messages_processed.labels("sent").inc()
                 log.info("message_sent", **facts)
             case ScheduleRetry(delay_s):
                 log.info("message_retry_scheduled", delay_s=round(delay_s, 3), **facts)

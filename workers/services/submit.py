@@ -1,5 +1,7 @@
 """Accept a message: find its place, insert, COMMIT, wake the account. What is answered 202 is on disk by then."""
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -8,17 +10,22 @@ from ulid import ULID
 
 from ratelimit import Limits, Tokens, TokensUnavailable, View
 from workers import telemetry
+from workers.domain.actor import Actor
 from workers.domain.errors import InvalidMessage, KeyReused, NotFound, QueueFull
 from workers.domain.message import NewMessage
 from workers.domain.state import State
-from workers.services.estimate import BlockedBy, Estimate, estimate
+from workers.services.bulk import first_id, ids_like, line_up
+from workers.services.estimate import BlockedBy, Estimate, Place, estimate
 from workers.store import accounts, messages
-from workers.store.accounts import Account
+from workers.store.accounts import Account, Standing
+from workers.store.messages import Accepted
 from workers.store.session import Database
 from workers.telemetry import logger
 from workers.wakeups import EXPECTED_LATENCY_S, Wakeups
 
 log = logger(__name__)
+
+_NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +36,20 @@ class Receipt:
     message_id: str
     account_id: str
     queued_at: datetime
-    position: int
+    position: int | None
     estimated_at: datetime | None
     blocked_by: BlockedBy | None
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BulkReceipt:
+    """One receipt for each message, in the order of the list. done_at: when the last of them will have gone; None if
+    nobody can say. replayed: this idempotency key had been used already; positions and estimates, which would not be
+    these messages', are None then."""
+
+    receipts: list[Receipt]
+    done_at: datetime | None
     replayed: bool = False
 
 
@@ -51,13 +69,13 @@ class Submitter:
         wanted: dict[str, Any],
         account_id: str,
         *,
-        subject: str,
+        by: Actor,
         key: str | None = None,
         fingerprint: str = "",
     ) -> Receipt:
         """Queue a message for an account.
 
-        wanted: the fields of `NewMessage` but its id and account. subject, key, fingerprint: who asks, under which
+        wanted: the fields of `NewMessage` but its id and account. by, key, fingerprint: who asks, under which
         idempotency key, and a hash of what was asked. Raises NotFound, InvalidMessage, QueueFull, KeyReused,
         StoreUnavailable; nothing is queued then.
         """
@@ -68,38 +86,114 @@ class Submitter:
             raise NotFound(f"No account {account_id}")
         due_s = (message.send_at - now).total_seconds() if message.send_at else 0.0
         state = State.SCHEDULED if due_s > 0 else State.QUEUED
-        promise = self._estimate(standing, state, max(due_s, 0.0), now)
-        try:
-            check_times(message, now)
-            if standing.depth >= self.max_queue_depth:
-                raise QueueFull(account_id, standing.depth, self.max_queue_depth, max(1.0, promise.next_token_s))
-        except (InvalidMessage, QueueFull):
-            # What has been accepted once is answered again, also when it would not be accepted now.
-            if not (key and messages.key_used(self.db, subject, key)):
-                raise
-        accepted = messages.accept(
-            self.db, message, estimated_at=promise.at, subject=subject, key=key, fingerprint=fingerprint
-        )
-        if accepted.replayed and accepted.fingerprint != fingerprint:
-            raise KeyReused("This Idempotency-Key was used before with another body; use a new key for a new message")
-        if not accepted.replayed:
+        [promise] = self._estimate(standing, [Place(standing.ahead + 1, state, max(due_s, 0.0))], now)
+        with self._unless_accepted_before(by, key):
+            check_times(message.send_at, message.expires_at, now)
+            self._check_room(standing, 1, now)
+        accepted = messages.accept(self.db, message, by=by, estimated_at=promise.at, key=key, fingerprint=fingerprint)
+        if accepted.replayed:
+            check_reuse(accepted, fingerprint)
+        else:
             telemetry.messages_accepted.labels(standing.account.channel).inc()
             log.info("message_accepted", message_id=message.id, account_id=account_id, state=accepted.state)
             self._wake(standing.account, promise, due_s)
-        blocked_by = promise.blocked_by
-        if accepted.state == State.HELD and blocked_by in (None, BlockedBy.RATE):
-            blocked_by = BlockedBy.ORDERING
         return Receipt(
             message_id=accepted.message_id,
             account_id=account_id,
             queued_at=accepted.queued_at,
             position=standing.ahead + 1,
             estimated_at=promise.at and max(promise.at, accepted.queued_at),
-            blocked_by=blocked_by,
+            blocked_by=_blocked_by(promise, held=accepted.state == State.HELD),
             replayed=accepted.replayed,
         )
 
-    def _estimate(self, standing: accounts.Standing, state: State, due_s: float, now: datetime) -> Estimate:
+    def submit_many(
+        self, wanted: Sequence[dict[str, Any]], *, by: Actor, key: str | None = None, fingerprint: str = ""
+    ) -> BulkReceipt:
+        """Queue all of these messages, or none.
+
+        wanted: the fields of `NewMessage` but its id, priority among them. by, key, fingerprint: as for `submit`.
+        Raises what `submit` does; NotFound and InvalidMessage say in `details` which messages they mean. One line in
+        the log and one entry per account in the audit stand for all: their ids run from the first to the last.
+        """
+        now = datetime.now(UTC)
+        standings = accounts.standings(self.db, {(m["account_id"], m["priority"]) for m in wanted})
+        _check_accounts(wanted, standings)
+        shares = _shares(wanted)
+        places = line_up(wanted, standings, now)
+        with self._unless_accepted_before(by, key):
+            check_all_times(wanted, now)
+            for share in shares:
+                self._check_room(standings[_line(wanted[share[0]])], len(share), now)
+        promises = self._promises(wanted, shares, standings, places, now)
+        ids = ids_like(first_id(), len(wanted))
+        last = max(range(len(wanted)), key=lambda n: (promises[n].at or _NEVER, places[n].position))
+        accepted = messages.accept_many(
+            self.db,
+            [m | {"id": id_, "estimated_at": p.at} for id_, m, p in zip(ids, wanted, promises, strict=True)],
+            by=by,
+            last_to_go=ids[last],
+            key=key,
+            fingerprint=fingerprint,
+        )
+        if first_use := accepted.first_use:
+            check_reuse(first_use, fingerprint)
+            return _replay(first_use, wanted)
+        log.info("messages_accepted", count=len(ids), accounts=len(shares), first_id=ids[0], last_id=ids[-1])
+        for share in shares:
+            account = standings[_line(wanted[share[0]])].account
+            telemetry.messages_accepted.labels(account.channel).inc(len(share))
+            self._wake(account, promises[share[0]], min(places[n].due_s for n in share))
+        receipts = [
+            Receipt(
+                message_id=id_,
+                account_id=m["account_id"],
+                queued_at=accepted.queued_at,
+                position=place.position,
+                estimated_at=promise.at and max(promise.at, accepted.queued_at),
+                blocked_by=_blocked_by(promise, held=id_ in accepted.held),
+            )
+            for id_, m, place, promise in zip(ids, wanted, places, promises, strict=True)
+        ]
+        return BulkReceipt(receipts=receipts, done_at=_done_at(receipts))
+
+    def _promises(
+        self,
+        wanted: Sequence[dict[str, Any]],
+        shares: list[list[int]],
+        standings: Mapping[tuple[str, int], Standing],
+        places: list[Place],
+        now: datetime,
+    ) -> list[Estimate]:
+        """An estimate for each of many messages, from one look at each account's tokens."""
+        promises: dict[int, Estimate] = {}
+        for share in shares:
+            standing = standings[_line(wanted[share[0]])]
+            found = self._estimate(standing, [places[n] for n in share], now)
+            promises.update(zip(share, found, strict=True))
+        return [promises[n] for n in range(len(wanted))]
+
+    @contextmanager
+    def _unless_accepted_before(self, by: Actor, key: str | None) -> Iterator[None]:
+        """What has been accepted once is answered again, also when it would not be accepted now."""
+        try:
+            yield
+        except (InvalidMessage, QueueFull):
+            if not (key and messages.key_used(self.db, by.subject, key)):
+                raise
+
+    def _check_room(self, standing: Standing, more: int, now: datetime) -> None:
+        """Raises QueueFull if the account may not have so many more messages waiting, with how long it takes until
+        enough have gone."""
+        account_id, depth = standing.account.id, standing.depth
+        excess = depth + more - self.max_queue_depth
+        if excess <= 0:
+            return
+        [gone] = self._estimate(standing, [Place(max(1, min(excess, depth)), State.QUEUED, 0.0)], now)
+        wait_s = (gone.at - now).total_seconds() if gone.at else gone.next_token_s
+        raise QueueFull(account_id, depth, self.max_queue_depth, max(1.0, wait_s), more=more)
+
+    def _estimate(self, standing: Standing, places: Sequence[Place], now: datetime) -> list[Estimate]:
         account = standing.account
         limits = account.limits or self.default_limits
         view, latency_s = look(self.tokens, self.wakeups, account, limits)
@@ -107,10 +201,8 @@ class Submitter:
             account,
             limits,
             view,
-            position=standing.ahead + 1,
+            places,
             claimed=standing.tokens,
-            state=state,
-            due_s=due_s,
             latency_s=latency_s,
             lease_s=self.lease_s,
             now=now,
@@ -133,11 +225,80 @@ def look(tokens: Tokens, wakeups: Wakeups, account: Account, limits: Limits) -> 
         return None, EXPECTED_LATENCY_S
 
 
-def check_times(message: NewMessage, now: datetime) -> None:
+def check_times(send_at: datetime | None, expires_at: datetime | None, now: datetime) -> None:
     """An expiresAt that is past or not after sendAt means that the message could never be sent."""
-    if message.expires_at is None:
+    if expires_at is None:
         return
-    if message.expires_at <= now:
+    if expires_at <= now:
         raise InvalidMessage({"expiresAt": ["Is in the past; leave it out or choose a later time."]})
-    if message.send_at is not None and message.expires_at <= message.send_at:
+    if send_at is not None and expires_at <= send_at:
         raise InvalidMessage({"expiresAt": ["Must be after sendAt."]})
+
+
+def check_all_times(wanted: Iterable[Mapping[str, Any]], now: datetime) -> None:
+    """The same of many; what is wrong with each, by its place in the list."""
+    wrong = {}
+    for n, message in enumerate(wanted):
+        try:
+            check_times(message.get("send_at"), message.get("expires_at"), now)
+        except InvalidMessage as error:
+            wrong[str(n)] = error.details
+    if wrong:
+        raise InvalidMessage({"messages": wrong})
+
+
+def check_reuse(first_use: Accepted, fingerprint: str) -> None:
+    if first_use.fingerprint != fingerprint:
+        raise KeyReused("This Idempotency-Key was used before with another body; use a new key for a new message")
+
+
+def _check_accounts(wanted: Sequence[Mapping[str, Any]], standings: Mapping[tuple[str, int], Standing]) -> None:
+    known = {account_id for account_id, _ in standings}
+    missing = {n: m["account_id"] for n, m in enumerate(wanted) if m["account_id"] not in known}
+    if missing:
+        raise no_accounts(missing)
+
+
+def no_accounts(missing: Mapping[int, str]) -> NotFound:
+    """Of the accounts named in a list of messages these are none, or none that the caller may know of."""
+    words = {n: f"No account {account_id}" for n, account_id in missing.items()}
+    details = {"messages": {str(n): {"accountId": [said]} for n, said in words.items()}}
+    return NotFound(next(iter(words.values())), details)
+
+
+def _line(message: Mapping[str, Any]) -> tuple[str, int]:
+    return message["account_id"], message["priority"]
+
+
+def _shares(wanted: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Each account's messages, as places in the list."""
+    by_account: dict[str, list[int]] = {}
+    for n, message in enumerate(wanted):
+        by_account.setdefault(message["account_id"], []).append(n)
+    return list(by_account.values())
+
+
+def _blocked_by(promise: Estimate, *, held: bool) -> BlockedBy | None:
+    return BlockedBy.ORDERING if held and promise.blocked_by in (None, BlockedBy.RATE) else promise.blocked_by
+
+
+def _done_at(receipts: Iterable[Receipt]) -> datetime | None:
+    times = [receipt.estimated_at for receipt in receipts]
+    return None if None in times else max(time for time in times if time)
+
+
+def _replay(first_use: Accepted, wanted: Sequence[Mapping[str, Any]]) -> BulkReceipt:
+    """What can be said again of messages queued before: their ids, and when that was."""
+    receipts = [
+        Receipt(
+            message_id=id_,
+            account_id=m["account_id"],
+            queued_at=first_use.queued_at,
+            position=None,
+            estimated_at=None,
+            blocked_by=None,
+            replayed=True,
+        )
+        for id_, m in zip(ids_like(first_use.message_id, len(wanted)), wanted, strict=True)
+    ]
+    return BulkReceipt(receipts=receipts, done_at=None, replayed=True)

@@ -1,5 +1,6 @@
 """Accounts: their limits, keys, pauses and cooldowns."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -9,13 +10,14 @@ from workers.store.session import Connection, Database, Row
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """As the database has it. limits: None for the default. paused_s, cooldown_s: what is left of it, in seconds;
+    """As the database has it. limits: None for the default. sealed_key: its key upstream, encrypted
+    (`workers.credentials`); None for the channel's. paused_s, cooldown_s: what is left of it, in seconds;
     paused_s is infinite for a pause without an end; 0 for neither."""
 
     id: str
     channel: str
     limits: Limits | None
-    api_key: str | None
+    sealed_key: str | None
     display_name: str | None = None
     paused_s: float = 0.0
     paused_until: datetime | None = None
@@ -38,7 +40,7 @@ _GET = f"SELECT {_COLUMNS} FROM accounts a WHERE a.id = %(account_id)s"
 _LIST = f"SELECT {_COLUMNS} FROM accounts a WHERE %(ids)s::text[] IS NULL OR a.id = ANY(%(ids)s::text[]) ORDER BY a.id"
 
 
-def get(db: Database, account_id: str) -> Account | None:
+def get(db: Connection | Database, account_id: str) -> Account | None:
     row = db.one(_GET, {"account_id": account_id})
     return _account(row) if row else None
 
@@ -67,20 +69,32 @@ _TOKENS = """
     WHERE latest.account_id = a.id
 """
 
-_STANDING = f"""
-SELECT {_COLUMNS}, t.depth::int, t.ahead::int, ARRAY({_TOKENS}) AS tokens
-FROM accounts a CROSS JOIN LATERAL (
+_STANDINGS = f"""
+SELECT {_COLUMNS}, wanted.priority, t.depth::int, t.ahead::int, ARRAY({_TOKENS}) AS tokens
+FROM unnest(%(account_ids)s::text[], %(priorities)s::smallint[]) AS wanted (account_id, priority)
+JOIN accounts a ON a.id = wanted.account_id
+CROSS JOIN LATERAL (
     SELECT coalesce(sum(n), 0) AS depth,
-           coalesce(sum(n) FILTER (WHERE state <> 'scheduled' AND priority >= %(priority)s), 0) AS ahead
+           coalesce(sum(n) FILTER (WHERE state <> 'scheduled' AND priority >= wanted.priority), 0) AS ahead
     FROM tallies WHERE account_id = a.id AND state IN ('scheduled', 'held', 'queued')
 ) t
-WHERE a.id = %(account_id)s
 """
 
 
+def standings(db: Database, wanted: Collection[tuple[str, int]]) -> dict[tuple[str, int], Standing]:
+    """How new messages of these accounts and priorities would stand. Accounts that there are not are missing."""
+    params = {
+        "account_ids": [account_id for account_id, _ in wanted],
+        "priorities": [priority for _, priority in wanted],
+    }
+    return {
+        (row["id"], row["priority"]): Standing(_account(row), row["depth"], row["ahead"], frozenset(row["tokens"]))
+        for row in db.all(_STANDINGS, params)
+    }
+
+
 def standing(db: Database, account_id: str, priority: int) -> Standing | None:
-    row = db.one(_STANDING, {"account_id": account_id, "priority": priority})
-    return Standing(_account(row), row["depth"], row["ahead"], frozenset(row["tokens"])) if row else None
+    return standings(db, [(account_id, priority)]).get((account_id, priority))
 
 
 _CLAIMED = f"SELECT ARRAY({_TOKENS}) AS tokens FROM accounts a WHERE a.id = %(account_id)s"
@@ -94,7 +108,7 @@ def claimed_tokens(db: Database, account_id: str) -> frozenset[str]:
 
 _PUT = """
 INSERT INTO accounts AS a (id, channel, limits, display_name, api_key)
-VALUES (%(id)s, %(channel)s, %(limits)s, %(display_name)s, %(api_key)s)
+VALUES (%(id)s, %(channel)s, %(limits)s, %(display_name)s, %(sealed_key)s)
 ON CONFLICT (id) DO UPDATE SET channel = EXCLUDED.channel, limits = EXCLUDED.limits,
     display_name = EXCLUDED.display_name, api_key = coalesce(EXCLUDED.api_key, a.api_key)
 RETURNING (xmax = 0) AS created
@@ -102,27 +116,44 @@ RETURNING (xmax = 0) AS created
 
 
 def put(
-    db: Database,
+    c: Connection | Database,
     account_id: str,
     *,
     channel: str = "onlyfans",
     limits: Limits | None = None,
     display_name: str | None = None,
-    api_key: str | None = None,
+    sealed_key: str | None = None,
 ) -> bool:
     """Create an account, or give it these properties; a key of None leaves the one it has. True if it was created."""
-    row = db.one(
+    row = c.one(
         _PUT,
         {
             "id": account_id,
             "channel": channel,
             "limits": None if limits is None else str(limits),
             "display_name": display_name,
-            "api_key": api_key,
+            "sealed_key": sealed_key,
         },
     )
     return bool(row and row["created"])
 
+
+def sealed_keys(db: Database) -> list[tuple[str, str]]:
+    """(account id, its key as it is stored) of every account that has a key of its own."""
+    rows = db.all("SELECT id, api_key FROM accounts WHERE api_key IS NOT NULL ORDER BY id")
+    return [(row["id"], row["api_key"]) for row in rows]
+
+
+_RESEAL = "UPDATE accounts SET api_key = %(new)s WHERE id = %(account_id)s AND api_key = %(old)s RETURNING id"
+
+
+def reseal(db: Database, account_id: str, old: str, new: str) -> bool:
+    """Store the same key under another encryption. False if somebody gave the account another key meanwhile."""
+    return bool(db.all(_RESEAL, {"account_id": account_id, "old": old, "new": new}))
+
+
+UPSTREAM_ANSWERED = "upstream answered "
+"""How the reason of a pause begins that nobody asked for (`services.settle`)."""
 
 _PAUSE = """
 UPDATE accounts SET paused_at = now(), paused_until = %(until)s, pause_reason = %(reason)s
@@ -160,7 +191,7 @@ def _account(row: Row) -> Account:
         id=row["id"],
         channel=row["channel"],
         limits=Limits.parse(row["limits"]) if row["limits"] else None,
-        api_key=row["api_key"],
+        sealed_key=row["api_key"],
         display_name=row["display_name"],
         paused_s=row["paused_s"],
         paused_until=row["paused_until"] if row["paused_s"] else None,

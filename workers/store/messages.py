@@ -10,8 +10,10 @@ Races closed here:
   is told (`StaleClaim`).
 """
 
+import itertools
+import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -19,10 +21,12 @@ from typing import Any
 from psycopg.types.json import Jsonb
 from ulid import ULID
 
+from workers.domain.actor import Action, Actor
 from workers.domain.errors import StaleClaim
 from workers.domain.message import Claim, Line, NewMessage
 from workers.domain.outcome import Outcome
 from workers.domain.retry import DeadLetterReason, DeferralReason
+from workers.store import audit
 from workers.store.session import Connection, Database, Row
 
 
@@ -57,33 +61,36 @@ class Orphan:
 
 # --- in -------------------------------------------------------------------------------------------------------------
 
-_ACCEPT = """
+_ACCEPT = f"""
 WITH key AS (
     INSERT INTO idempotency_keys (subject, key, fingerprint, message_id)
-    SELECT %(subject)s, %(key)s::text, %(fingerprint)s, %(id)s WHERE %(key)s::text IS NOT NULL
+    SELECT %(by_subject)s, %(key)s::text, %(fingerprint)s, %(id)s WHERE %(key)s::text IS NOT NULL
     ON CONFLICT DO NOTHING RETURNING 1
 ), head AS (
     SELECT 1 FROM messages
     WHERE account_id = %(account_id)s AND recipient_id = %(recipient_id)s AND priority = %(priority)s::smallint
       AND state IN ('queued', 'sending', 'verifying')
     FOR SHARE
-)
-INSERT INTO messages (id, account_id, recipient_id, priority, content, media_ids, metadata, batch_id, send_at,
-                      expires_at, estimated_at, due_at, state)
-SELECT %(id)s, %(account_id)s, %(recipient_id)s, %(priority)s::smallint, %(content)s, %(media_ids)s::text[],
-       %(metadata)s::jsonb, %(batch_id)s, %(send_at)s, %(expires_at)s, %(estimated_at)s,
-       coalesce(greatest(%(send_at)s::timestamptz, now()), now()),
-       CASE WHEN %(send_at)s::timestamptz > now() THEN 'scheduled'
-            WHEN EXISTS (SELECT FROM head) THEN 'held'
-            ELSE 'queued' END
-WHERE %(key)s::text IS NULL OR EXISTS (SELECT FROM key)
-RETURNING id, state, queued_at
+), accepted AS (
+    INSERT INTO messages (id, account_id, recipient_id, priority, content, media_ids, metadata, batch_id, send_at,
+                          expires_at, estimated_at, due_at, state, request_id, traceparent)
+    SELECT %(id)s, %(account_id)s, %(recipient_id)s, %(priority)s::smallint, %(content)s, %(media_ids)s::text[],
+           %(metadata)s::jsonb, %(batch_id)s, %(send_at)s, %(expires_at)s, %(estimated_at)s,
+           coalesce(greatest(%(send_at)s::timestamptz, now()), now()),
+           CASE WHEN %(send_at)s::timestamptz > now() THEN 'scheduled'
+                WHEN EXISTS (SELECT FROM head) THEN 'held'
+                ELSE 'queued' END,
+           %(by_request_id)s, %(by_traceparent)s
+    WHERE %(key)s::text IS NULL OR EXISTS (SELECT FROM key)
+    RETURNING id, account_id, state, queued_at
+), noted AS ({audit.entry(Action.SEND, rows="accepted", message_id="id")})
+SELECT id, state, queued_at FROM accepted
 """
 
 _FIRST_USE = """
 SELECT k.fingerprint, m.id, m.state, m.queued_at
 FROM idempotency_keys k JOIN messages m ON m.id = k.message_id
-WHERE k.subject = %(subject)s AND k.key = %(key)s
+WHERE k.subject = %(by_subject)s AND k.key = %(key)s
 """
 
 
@@ -91,8 +98,8 @@ def accept(
     db: Database,
     message: NewMessage,
     *,
+    by: Actor,
     estimated_at: datetime | None = None,
-    subject: str = "",
     key: str | None = None,
     fingerprint: str | None = None,
 ) -> Accepted:
@@ -109,22 +116,128 @@ def accept(
         "send_at": message.send_at,
         "expires_at": message.expires_at,
         "estimated_at": estimated_at,
-        "subject": subject,
         "key": key,
         "fingerprint": fingerprint,
+        **audit.by_params(by),
     }
     row = db.retrying(lambda: db.one(_ACCEPT, params))
     if row:
         return Accepted(row["id"], row["state"], row["queued_at"])
-    first = db.one(_FIRST_USE, params)
+    first = _first_use(db, by, key)
     if first is None:  # pruned between the two statements: the key is free again
-        return accept(db, message, estimated_at=estimated_at, subject=subject, key=key, fingerprint=fingerprint)
-    return Accepted(first["id"], first["state"], first["queued_at"], True, first["fingerprint"])
+        return accept(db, message, by=by, estimated_at=estimated_at, key=key, fingerprint=fingerprint)
+    return first
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedTogether:
+    """Messages as they stand in the database after COMMIT. held: the ids of those behind another to the same recipient.
+    first_use: their key was used before, for this message among others; nothing was queued now."""
+
+    queued_at: datetime
+    held: frozenset[str] = frozenset()
+    first_use: Accepted | None = None
+
+
+# nextval() is called row by row as the list is read, so `seq` follows the list. The rows go in line by line all the
+# same: two lists with recipients in common then meet at the first of them, and not crosswise. IN (SELECT …) is hashed;
+# a join would be a nested loop, since the plan is made for a short list.
+_ACCEPT_MANY = f"""
+WITH key AS (
+    INSERT INTO idempotency_keys (subject, key, fingerprint, message_id)
+    SELECT %(by_subject)s, %(key)s::text, %(fingerprint)s, %(last_to_go)s WHERE %(key)s::text IS NOT NULL
+    ON CONFLICT DO NOTHING RETURNING 1
+), listed AS (
+    SELECT nextval('messages_seq_seq') AS seq, *, coalesce(send_at > now(), false) AS later
+    FROM json_to_recordset(%(messages)s::json) AS listed (
+        id text, account_id text, recipient_id text, priority smallint, content text, media_ids text[], metadata jsonb,
+        batch_id text, send_at timestamptz, expires_at timestamptz, estimated_at timestamptz
+    )
+    WHERE %(key)s::text IS NULL OR EXISTS (SELECT FROM key)
+), new AS MATERIALIZED (
+    SELECT *, row_number() OVER (PARTITION BY account_id, recipient_id, priority, later ORDER BY seq) AS nth
+    FROM listed
+), head AS MATERIALIZED (
+    SELECT new.seq FROM new JOIN messages m USING (account_id, recipient_id, priority)
+    WHERE new.nth = 1 AND NOT new.later AND m.state IN ('queued', 'sending', 'verifying')
+    ORDER BY m.id FOR SHARE OF m
+), accepted AS (
+    INSERT INTO messages (id, seq, account_id, recipient_id, priority, content, media_ids, metadata, batch_id, send_at,
+                          expires_at, estimated_at, due_at, state, request_id, traceparent)
+    OVERRIDING SYSTEM VALUE
+    SELECT id, seq, account_id, recipient_id, priority, content, coalesce(media_ids, '{{}}'), metadata, batch_id,
+           send_at, expires_at, estimated_at, coalesce(greatest(send_at, now()), now()),
+           CASE WHEN later THEN 'scheduled'
+                WHEN nth > 1 OR seq IN (SELECT seq FROM head) THEN 'held'
+                ELSE 'queued' END,
+           %(by_request_id)s, %(by_traceparent)s
+    FROM new ORDER BY account_id, recipient_id, priority, later, seq
+    RETURNING id, account_id, state, queued_at
+), share AS (
+    SELECT account_id, jsonb_build_object('messages', count(*), 'first', min(id), 'last', max(id)) AS details
+    FROM accepted GROUP BY account_id
+), noted AS ({audit.entry(Action.SEND_BULK, rows="share", details="details")})
+SELECT min(queued_at) AS queued_at, array_agg(id) FILTER (WHERE state = 'held') AS held FROM accepted
+"""
+
+_HOLD_HEADS = """
+WITH line AS (
+    SELECT DISTINCT account_id, recipient_id, priority
+    FROM json_to_recordset(%(messages)s::json) AS line (account_id text, recipient_id text, priority smallint)
+)
+SELECT 1 FROM line JOIN messages m USING (account_id, recipient_id, priority)
+WHERE m.state IN ('queued', 'sending', 'verifying') ORDER BY m.id FOR SHARE OF m
+"""
+
+
+def accept_many(
+    db: Database,
+    listed: Sequence[Mapping[str, Any]],
+    *,
+    by: Actor,
+    last_to_go: str,
+    key: str | None = None,
+    fingerprint: str | None = None,
+) -> AcceptedTogether:
+    """Insert all of them and commit, in one statement; with an idempotency key that came before, none.
+
+    listed: the fields of `NewMessage`, and `estimated_at`. last_to_go: the id of the one that the key is remembered
+    with, and forgotten.
+
+    A list that reaches into a thousand lines whose heads come and go loses the race for one of them nearly every time.
+    Once it has, it first takes hold of the heads that there are, which then stay for as long as it takes.
+    """
+    params = {
+        "messages": json.dumps(listed, ensure_ascii=False, default=datetime.isoformat),
+        "last_to_go": last_to_go,
+        "key": key,
+        "fingerprint": fingerprint,
+        **audit.by_params(by),
+    }
+    races_lost = itertools.count()
+
+    def work(c: Connection) -> Row | None:
+        for _ in range(next(races_lost)):
+            c.all(_HOLD_HEADS, params)
+        return c.one(_ACCEPT_MANY, params)
+
+    row = db.transaction(work)
+    if row and row["queued_at"]:
+        return AcceptedTogether(row["queued_at"], frozenset(row["held"] or ()))
+    first = _first_use(db, by, key)
+    if first is None:  # pruned between the two statements: the key is free again
+        return accept_many(db, listed, by=by, last_to_go=last_to_go, key=key, fingerprint=fingerprint)
+    return AcceptedTogether(first.queued_at, first_use=first)
+
+
+def _first_use(db: Database, by: Actor, key: str | None) -> Accepted | None:
+    row = db.one(_FIRST_USE, {"by_subject": by.subject, "key": key})
+    return Accepted(row["id"], row["state"], row["queued_at"], True, row["fingerprint"]) if row else None
 
 
 def key_used(db: Database, subject: str, key: str) -> bool:
     """Whether a caller has used this idempotency key already."""
-    return db.one(_FIRST_USE, {"subject": subject, "key": key}) is not None
+    return db.one(_FIRST_USE, {"by_subject": subject, "key": key}) is not None
 
 
 _ADMIT_DUE = """
@@ -215,7 +328,7 @@ WITH next AS (
     UPDATE messages m SET state = 'sending', attempts = m.attempts + 1, tries = m.tries + 1
     FROM next WHERE m.id = next.id AND m.state = 'queued'
     RETURNING m.id, m.account_id, m.recipient_id, m.priority, m.content, m.media_ids, m.attempts, m.tries, m.due_at,
-              (%(tokens)s::text[])[next.n] AS token
+              m.request_id, m.traceparent, (%(tokens)s::text[])[next.n] AS token
 ), intent AS (
     INSERT INTO attempts (message_id, account_id, number, token, worker, deadline_at)
     SELECT id, account_id, attempts, token, %(worker)s, clock_timestamp() + %(lease_s)s * interval '1 second'
@@ -445,6 +558,7 @@ WITH due AS (
 UPDATE messages m SET lookups = m.lookups + 1, due_at = clock_timestamp() + %(lease_s)s * interval '1 second'
 FROM due WHERE m.id = due.id AND m.state = 'verifying'
 RETURNING m.id, m.account_id, m.recipient_id, m.priority, m.content, m.media_ids, m.attempts, m.tries, m.lookups,
+    m.request_id, m.traceparent,
     (SELECT extract(epoch FROM clock_timestamp() - min(a.started_at))::float8 FROM attempts a
      WHERE a.message_id = m.id AND a.counted AND a.outcome = 'unknown' AND a.number > m.attempts - m.tries
     ) AS started_ago_s,
@@ -581,6 +695,7 @@ def bury_unverified(c: Connection, claim: Claim, reason: DeadLetterReason, error
 
 _ORPHANS = """
 SELECT m.id, m.account_id, m.recipient_id, m.priority, m.content, m.media_ids, m.attempts, m.tries, a.token, a.worker,
+       m.request_id, m.traceparent,
        extract(epoch FROM a.deadline_at - clock_timestamp())::float8 AS time_left_s
 FROM attempts a JOIN messages m ON m.id = a.message_id AND m.state = 'sending' AND m.attempts = a.number
 WHERE a.outcome IS NULL
@@ -627,34 +742,37 @@ WITH past AS (
 )
 UPDATE messages m SET state = 'expired', ended_at = clock_timestamp()
 FROM past WHERE m.id = past.id AND m.state IN ('scheduled', 'held', 'queued')
-RETURNING m.id, m.account_id, m.recipient_id, m.priority
+RETURNING m.id, m.account_id, m.recipient_id, m.priority, m.request_id
 """
 
 
-def expire(db: Database, want: int = 1000) -> list[tuple[str, str]]:
-    """Close waiting messages whose expiresAt is past. Returns (message id, account id) of each."""
+def expire(db: Database, want: int = 1000) -> list[Row]:
+    """Close waiting messages whose expiresAt is past. Returns id, account_id and request_id of each."""
 
-    def work(c: Connection) -> list[tuple[str, str]]:
+    def work(c: Connection) -> list[Row]:
         verify_expired(c)
         rows = c.all(_EXPIRE, {"want": want})
         elect_heads(c, map(_line, rows))
-        return [(row["id"], row["account_id"]) for row in rows]
+        return rows
 
     return db.transaction(work)
 
 
 _CANCEL = f"""
-UPDATE messages m SET state = 'cancelled', ended_at = clock_timestamp()
-WHERE m.id = %(message_id)s AND m.state IN ('scheduled', 'held', 'queued') AND NOT {_DOUBTFUL}
-RETURNING m.account_id, m.recipient_id, m.priority
+WITH cancelled AS (
+    UPDATE messages m SET state = 'cancelled', ended_at = clock_timestamp()
+    WHERE m.id = %(message_id)s AND m.state IN ('scheduled', 'held', 'queued') AND NOT {_DOUBTFUL}
+    RETURNING m.id, m.account_id, m.recipient_id, m.priority
+), noted AS ({audit.entry(Action.CANCEL, rows="cancelled", message_id="id")})
+SELECT * FROM cancelled
 """
 
 
-def cancel(db: Database, message_id: str) -> bool:
+def cancel(db: Database, message_id: str, by: Actor) -> bool:
     """Close a message that still waits. False if it does not, or if it may have arrived already."""
 
     def work(c: Connection) -> bool:
-        rows = c.all(_CANCEL, {"message_id": message_id})
+        rows = c.all(_CANCEL, {"message_id": message_id, **audit.by_params(by)})
         elect_heads(c, map(_line, rows))
         return bool(rows)
 
@@ -792,6 +910,8 @@ def _claim(row: Row) -> Claim:
         attempt=row["attempts"],
         tries=row["tries"],
         token=row["token"],
+        request_id=row["request_id"],
+        traceparent=row["traceparent"],
         due_s=row.get("due_s", 0.0),
         queued=row.get("queued", 0),
     )

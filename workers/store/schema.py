@@ -55,7 +55,7 @@ class Account(Base):
     limits: Mapped[str | None]
     """As written, e.g. `10/minute`; RATE_LIMIT if null."""
     api_key: Mapped[str | None]
-    """The account's own key upstream; the channel's if null."""
+    """The account's own key upstream, encrypted (`workers.credentials`); the channel's if null."""
     paused_at: Mapped[datetime | None]
     paused_until: Mapped[datetime | None]
     """Null with paused_at set: until someone resumes it."""
@@ -130,6 +130,10 @@ class Message(Base):
     upstream_id: Mapped[str | None]
     sent_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
+    request_id: Mapped[str | None]
+    """The request that queued it last: what its logs are found by."""
+    traceparent: Mapped[str | None]
+    """The span of that request (W3C Trace Context), if it was traced."""
 
 
 class Attempt(Base):
@@ -213,6 +217,27 @@ class IdempotencyKey(Base):
         Text(collation="C"), ForeignKey("messages.id", ondelete="CASCADE"), index=True
     )
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class AuditEntry(Base):
+    """Who did what, when, from which request; append-only. It refers to nothing, for it outlives what it tells of."""
+
+    __tablename__ = "audit"
+    __table_args__ = (
+        Index("ix_audit_account", "account_id", text("id DESC")),
+        Index("ix_audit_message", "message_id", postgresql_where=text("message_id IS NOT NULL")),
+        Index("ix_audit_at", "at", postgresql_using="brin"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+    subject: Mapped[str]
+    role: Mapped[str]
+    request_id: Mapped[str | None]
+    action: Mapped[str]
+    account_id: Mapped[str]
+    message_id: Mapped[str | None] = mapped_column(Text(collation="C"))
+    details: Mapped[dict[str, Any] | None]
 
 
 class Tally(Base):

@@ -1,0 +1,315 @@
+"""`paceline send --file`: a file of messages, in lists that the API takes whole or not at all.
+
+Nothing is sent before every row has been looked at. Each list goes under an Idempotency-Key made of the run's name and
+the list's number, and is repeated until it is answered. So whatever happens, the same command again goes on where the
+last one stopped, and queues nothing twice. Keys do not depend on what is in the file: one that was mended meanwhile is
+refused where it differs from what has been queued, rather than queued a second time.
+"""
+
+import csv
+import hashlib
+import http.client
+import io
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from marshmallow import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from api.auth import Role, issue_token
+from api.schemas import Send
+
+SUBJECT = "paceline-send"
+"""Who sends, where no token says so. Always the same: keys are remembered by caller."""
+MOST_BYTES = 7 * 1024 * 1024
+"""Of one list: the API takes 8 MiB."""
+MOST_ERRORS = 20
+ANSWER_WITHIN_S = 60.0
+GIVE_UP_AFTER_S = 120.0
+"""Without any answer."""
+
+_COLUMNS = [field.data_key or name for name, field in Send().fields.items()]
+
+
+class SendFailed(RuntimeError):
+    """Why not everything was queued; for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A message of the file: the line that it begins on, and its JSON."""
+
+    line: int
+    body: bytes
+
+
+@dataclass(slots=True)
+class Sent:
+    """What has become of a file so far. again: of those queued, how many had been already, by a run before."""
+
+    queued: int = 0
+    again: int = 0
+    done_at: str | None = None
+
+
+@dataclass
+class Sender:
+    """Sends rows to the API at `url`, as the run of this name. wait: sleeps so many seconds; say: gets a line for
+    people now and then."""
+
+    url: str
+    token: str
+    run: str
+    channel: str = "onlyfans"
+    wait: Callable[[float], None] = time.sleep
+    say: Callable[[str], None] = lambda _: None
+    sent: Sent = field(default_factory=Sent)
+
+    def send(self, rows: list[Row], chunk: int, progress: Callable[[int], None] = lambda _: None) -> Sent:
+        """Send them all, in lists of at most `chunk`. Raises SendFailed; `sent` says how far it got."""
+        for number, rows_of_it in enumerate(chunks(rows, chunk)):
+            answer, replayed = self._send_list(number, rows_of_it)
+            self.sent.queued += len(rows_of_it)
+            self.sent.again += len(rows_of_it) if replayed else 0
+            self.sent.done_at = max(filter(None, (self.sent.done_at, answer["estimatedCompletionTime"])), default=None)
+            progress(len(rows_of_it))
+        return self.sent
+
+    def _send_list(self, number: int, rows: list[Row]) -> tuple[dict[str, Any], bool]:
+        """Ask until there is an answer that is one. A list that may have been queued is asked for again under its key."""
+        request = Request(
+            f"{self.url.rstrip('/')}/api/{self.channel}/messaging/send/bulk",
+            b'{"messages":[' + b",".join(row.body for row in rows) + b"]}",
+            {
+                "Authorization": f"Bearer {self.token}",
+                "Content-Type": "application/json",
+                "Idempotency-Key": self._key(number),
+            },
+        )
+        silent_since_s, tries = time.monotonic(), 0
+        while True:
+            try:
+                with urlopen(request, timeout=ANSWER_WITHIN_S) as answer:
+                    return json.load(answer), "Idempotent-Replayed" in answer.headers
+            except HTTPError as error:
+                said = _said(error)
+                if error.code in (429, 503):  # it is there, and says when
+                    silent_since_s, tries = time.monotonic(), 0
+                    wait_s = _seconds(error.headers.get("Retry-After"))
+                    self.say(f"waiting {wait_s:.0f} s: {said['error']}")
+                elif error.code < 500:
+                    raise SendFailed(_words(said, rows)) from error
+                else:
+                    wait_s = self._patience_s(silent_since_s, tries, error)
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                wait_s = self._patience_s(silent_since_s, tries, error)
+            tries += 1
+            self.wait(wait_s)
+
+    def _patience_s(self, silent_since_s: float, tries: int, error: Exception) -> float:
+        """How long to wait after no answer, before asking for the same again. Raises SendFailed in the end."""
+        if time.monotonic() - silent_since_s > GIVE_UP_AFTER_S:
+            raise SendFailed(f"{self.url} does not answer: {error}") from error
+        return random.uniform(0, min(5.0, 0.2 * 2 ** min(tries, 10)))  # noqa: S311
+
+    def _key(self, number: int) -> str:
+        return f"send-file.{hashlib.sha256(self.run.encode()).hexdigest()[:32]}.{number}"
+
+
+def read(data: bytes, name: str, **defaults: str | None) -> list[Row]:
+    """Every message of a file: NDJSON if it begins with {, else CSV with the API's field names as columns.
+
+    defaults: fields of those that do not have them. Raises SendFailed, with what is wrong in which line.
+    """
+    try:
+        text = data.decode("utf-8-sig")  # spreadsheets begin with a byte order mark
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise SendFailed(f"{name}:{line}: is not UTF-8; save the file as UTF-8") from error
+    found = _ndjson(text) if text.lstrip().startswith("{") else _csv(text, name)
+    given = {key: value for key, value in defaults.items() if value is not None}
+    rows, wrong, schema = [], [], Send()
+    for line, message in found:
+        try:
+            if isinstance(message, ValidationError):
+                raise message
+            if not isinstance(message, dict):
+                raise ValidationError("Must be a JSON object.")
+            message = given | message
+            schema.load(message)
+            rows.append(Row(line, json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode()))
+        except ValidationError as error:
+            wrong += [f"{name}:{line}: {said}" for said in _errors(error.messages)]
+    if wrong:
+        raise SendFailed("\n".join(["nothing was sent; put these right first", *_few(wrong)]))
+    if not rows:
+        raise SendFailed(f"{name}: there is no message in it")
+    return rows
+
+
+def chunks(rows: list[Row], most: int) -> Iterator[list[Row]]:
+    """Split into lists of at most `most` messages that the API takes whole."""
+    chunk: list[Row] = []
+    size = 0
+    for row in rows:
+        if chunk and (len(chunk) == most or size + len(row.body) > MOST_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(row)
+        size += len(row.body) + 1
+    if chunk:
+        yield chunk
+
+
+def token_of(data_dir: Path, environ: Mapping[str, str]) -> str | None:
+    """A token of one's own, where the secret is at hand; None where it is not."""
+    secret, kept = environ.get("JWT_SECRET_KEY"), data_dir / "jwt_secret"
+    if not secret and kept.exists():
+        secret = kept.read_text().strip()
+    if not secret:
+        return None
+    return issue_token(
+        secret,
+        subject=SUBJECT,
+        role=Role.OPERATOR,
+        accounts=["*"],
+        ttl=timedelta(days=7),
+        audience=environ.get("JWT_AUDIENCE") or None,
+        issuer=environ.get("JWT_ISSUER") or None,
+    )
+
+
+def run(sender: Sender, rows: list[Row], chunk: int) -> None:
+    """Send with a progress bar on stderr; at the end one line on stdout. Interrupted, say how to go on."""
+    console = Console(stderr=True)
+    sender.say = console.print
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.speed:,.0f} messages/s"), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task("", total=len(rows))
+            sender.send(rows, chunk, lambda n: bar.advance(task, n))
+    finally:
+        if sender.sent.queued < len(rows):
+            console.print(f"{sender.sent.queued:,} of {len(rows):,} are queued; the same command goes on from there")
+    print(_summary(sender.sent))
+
+
+def _summary(sent: Sent) -> str:
+    before = f", {sent.again:,} of them by an earlier run" if sent.again else ""
+    until = f"; the last of them will go at {sent.done_at}" if sent.done_at else ""
+    return f"{sent.queued:,} messages are queued{before}{until}"
+
+
+# --- the file -------------------------------------------------------------------------------------------------------
+
+
+def _ndjson(text: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield number, ValidationError(f"Is not JSON: {error}")
+
+
+def _csv(text: str, name: str) -> Iterator[tuple[int, Any]]:
+    header = text.split("\n", 1)[0]
+    delimiter = max(",;\t", key=header.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    columns = [column.strip() for column in next(reader, [])]
+    unknown = [column for column in columns if column not in _COLUMNS]
+    if unknown or len(set(columns)) < len(columns):
+        words = f"there is no column {unknown[0]!r}" if unknown else "a column stands there twice"
+        raise SendFailed(f"{name}:1: {words}; columns are {', '.join(_COLUMNS)}")
+    begins = reader.line_num + 1
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise SendFailed(f"{name}:{begins}: {error}") from error
+        if cells:
+            yield begins, _message(columns, cells)
+        begins = reader.line_num + 1
+
+
+def _message(columns: list[str], cells: list[str]) -> Any:
+    """A row as JSON would have it. An empty cell is a field left out, but for the content."""
+    if len(cells) > len(columns):
+        return ValidationError(f"Has {len(cells)} cells, and there are {len(columns)} columns.")
+    message: dict[str, Any] = {}
+    for column, cell in zip(columns, cells, strict=False):
+        if cell == "" and column != "content":
+            continue
+        match column:
+            case "priority":
+                message[column] = int(cell) if cell.strip().isdecimal() else cell
+            case "mediaIds" if not cell.lstrip().startswith("["):
+                message[column] = [part.strip() for part in cell.split(";")]
+            case "mediaIds" | "metadata":
+                try:
+                    message[column] = json.loads(cell)
+                except (ValueError, RecursionError) as error:
+                    return ValidationError(f"Is not JSON: {error}", column)
+            case _:
+                message[column] = cell
+    return message
+
+
+# --- words ----------------------------------------------------------------------------------------------------------
+
+
+def _errors(found: Any, path: str = "") -> Iterator[str]:
+    """What marshmallow or the API says of one message, a line for each field."""
+    match found:
+        case dict():
+            for key, inner in found.items():
+                yield from _errors(inner, path if key == "_schema" else f"{path}{'.' if path else ''}{key}")
+        case list():
+            yield f"{path}: {' '.join(map(str, found))}" if path else " ".join(map(str, found))
+
+
+def _few(lines: list[str]) -> list[str]:
+    more = len(lines) - MOST_ERRORS
+    return lines if more <= 0 else [*lines[:MOST_ERRORS], f"… and {more} more"]
+
+
+def _words(said: dict[str, Any], rows: list[Row]) -> str:
+    """What an answer that is an error means for these rows."""
+    where = f"lines {rows[0].line} to {rows[-1].line}"
+    if said["code"] == "idempotency_key_reused":
+        return (
+            f"{where} were queued before, and not as they stand there now: the file, --account, --batch-id or --chunk has"
+            " changed since. Nothing of them was queued again. Put it back as it was; or send what is new from a file of"
+            " its own, or as a run of its own (--run NAME)"
+        )
+    wrong = said["details"].get("messages")
+    lines = []
+    if isinstance(wrong, dict):
+        lines = [f"line {rows[int(n)].line}: {words}" for n, what in wrong.items() for words in _errors(what)]
+    return "\n".join([f"{where} were refused: {said['error']}", *_few(lines)])
+
+
+def _said(error: HTTPError) -> dict[str, Any]:
+    """The API's words; something in between may have others, or none."""
+    try:
+        said = json.loads(error.read())
+    except (OSError, http.client.HTTPException, ValueError):
+        said = None
+    bare = {"error": f"{error.code} {error.reason}", "code": "", "details": {}}
+    return bare | said if isinstance(said, dict) else bare
+
+
+def _seconds(retry_after: str | None) -> float:
+    return float(retry_after) if retry_after and retry_after.isdecimal() else 2.0

@@ -1,0 +1,63 @@
+"""Accounts' keys, encrypted at rest: whoever reads the database, or a backup of it, has no key.
+
+Fernet (AES-128-CBC with HMAC-SHA256) from `cryptography`, under keys from the environment. The newest seals, any opens;
+so a key is rotated by putting a new one in front everywhere, running `paceline rekey`, and taking the old one away.
+"""
+
+import base64
+from collections.abc import Sequence
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from workers.domain.errors import CannotSeal, Unreadable
+
+_SEALED = "fernet:"
+"""Stored in front of what is sealed. What stands there without it was stored in the clear, before there was this."""
+
+
+class Vault:
+    """Seals and opens keys. Without any key of its own it still hands out what is stored in the clear."""
+
+    def __init__(self, keys: Sequence[str], *, otherwise_from: str | None = None) -> None:
+        """keys: 32 bytes each in URL-safe base64, newest first. otherwise_from: a secret to derive one more key from,
+        which is the newest only if there is no other."""
+        fernets = [Fernet(key) for key in keys]
+        if otherwise_from is not None:
+            fernets.append(Fernet(_derived(otherwise_from)))
+        self._fernet = MultiFernet(fernets) if fernets else None
+
+    def seal(self, key: str) -> str:
+        """As it may be stored. Raises CannotSeal without a key to do so."""
+        if self._fernet is None:
+            raise CannotSeal("Credentials cannot be stored: CREDENTIALS_KEY is not set")
+        return _SEALED + self._fernet.encrypt(key.encode()).decode()
+
+    def open(self, stored: str) -> str:
+        """The key itself. Raises Unreadable if it was sealed under none of ours, or meddled with."""
+        if not stored.startswith(_SEALED):
+            return stored
+        try:
+            if self._fernet is None:
+                raise InvalidToken
+            return self._fernet.decrypt(stored.removeprefix(_SEALED)).decode()
+        except InvalidToken as error:
+            raise Unreadable("sealed under a key that is not in CREDENTIALS_KEY") from error
+
+
+def is_sealed(stored: str) -> bool:
+    return stored.startswith(_SEALED)
+
+
+def as_fernet_key(raw: str) -> str:
+    """A key of 32 bytes in base64, of either alphabet, as Fernet takes it. Raises ValueError."""
+    plain = raw.strip().replace("+", "-").replace("/", "_")
+    if len(base64.urlsafe_b64decode(plain)) != 32:
+        raise ValueError
+    return plain
+
+
+def _derived(secret: str) -> bytes:
+    derived = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"paceline credentials").derive(secret.encode())
+    return base64.urlsafe_b64encode(derived)

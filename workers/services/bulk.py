@@ -1,0 +1,62 @@
+"""Many messages that come as one list: what they are called, and where each will stand."""
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from itertools import islice, product
+from typing import Any
+
+from ulid import ULID
+
+from workers.domain.state import State
+from workers.services.estimate import Place
+from workers.store.accounts import Standing
+
+_DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+"""Crockford's, in which ULIDs are written."""
+_NUMBER = 4
+"""Digits of an id that are its number in the list: enough for a million."""
+_MOST_URGENT = 10
+
+
+def first_id() -> str:
+    """Of a new list. Not `ULID()`: within one millisecond that counts on from the last one, in the very digits that
+    number the list."""
+    return f"msg_{ULID.from_int(time.time_ns() // 1_000_000 << 80 | secrets.randbits(80))}"
+
+
+def ids_like(message_id: str, n: int) -> list[str]:
+    """The ids of n messages queued together, from any of them: they differ in their last digits alone, which count from
+    0 in the order of the list. So ids keep that order, and one is enough to remember all by."""
+    stem = message_id[:-_NUMBER]
+    return [stem + "".join(number) for number in islice(product(_DIGITS, repeat=_NUMBER), n)]
+
+
+def line_up(
+    wanted: Sequence[Mapping[str, Any]], standings: Mapping[tuple[str, int], Standing], now: datetime
+) -> list[Place]:
+    """Where each of these will stand once all are in: behind what waits already, then by priority, then in order.
+
+    Every one gets the place that it would have got had they been sent one by one, the most urgent first and those for
+    later (sendAt) last. wanted: the fields of `NewMessage`; standings: of each account and priority among them.
+    Example: behind two waiting ones, priorities 5, 9, 5 get the places 4, 3, 5.
+    """
+    due_s = [max(0.0, (m["send_at"] - now).total_seconds()) if m.get("send_at") else 0.0 for m in wanted]
+    lines = [(m["account_id"], m["priority"]) for m in wanted]
+    joining = Counter(line for line, wait_s in zip(lines, due_s, strict=True) if not wait_s)
+    ahead = {
+        (account_id, priority): standing.ahead
+        + sum(joining[account_id, higher] for higher in range(priority + 1, _MOST_URGENT + 1))
+        for (account_id, priority), standing in standings.items()
+    }
+    behind_all = {line: before + joining[line] for line, before in ahead.items()}
+    places = []
+    for line, wait_s in zip(lines, due_s, strict=True):
+        if wait_s:
+            places.append(Place(behind_all[line] + 1, State.SCHEDULED, wait_s))
+        else:
+            ahead[line] += 1
+            places.append(Place(ahead[line], State.QUEUED, 0.0))
+    return places
