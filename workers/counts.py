@@ -9,7 +9,8 @@ counts nothing twice:
 The shared files would be named after process ids, and each restart would leave its own behind. Here they are named
 after *slots*: the lowest number that no living process has locked. The kernel lets go of the lock however the process
 ends, and the slot's next owner goes on counting where the last one stopped. So there are never more files than there
-were processes at once, and counters outlive restarts. What a process says only of itself (a `live…` gauge) ends with it.
+were processes at once, and counters outlive restarts. What a process says only of itself (a `live…` gauge) ends with
+it.
 """
 
 import fcntl
@@ -38,6 +39,8 @@ class Slots:
     """The slots of a shared directory, and the one of this process: another one after a fork."""
 
     def __init__(self, directory: Path) -> None:
+        if not directory.is_dir():
+            raise RuntimeError(f"{DIRECTORY}={directory} must name a directory that exists")
         self._directory = directory
         self._owner: int | None = None
         self._number = 0
@@ -74,7 +77,7 @@ def _locked(file: IO[str], how: int) -> bool:
     return True
 
 
-_slots = Slots(Path(os.environ[DIRECTORY])) if DIRECTORY in os.environ else None
+_slots = Slots(Path(os.environ[DIRECTORY])) if os.environ.get(DIRECTORY) else None
 # prometheus-client's own way of naming the files otherwise: whatever identifies a process among those that run at once.
 values.ValueClass = values.MutexValue if _slots is None else values.MultiProcessValue(_slots.mine)
 

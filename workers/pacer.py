@@ -5,6 +5,7 @@ Celery's own scheduler keeps a heap of periodic tasks in memory. Ours keeps none
 (`workers.wakeups`), so any number of pacers may run, and one that dies takes nothing with it.
 """
 
+from contextlib import suppress
 from typing import Any
 
 from celery.beat import Scheduler
@@ -13,6 +14,7 @@ from kombu.exceptions import OperationalError
 from ratelimit import TokensUnavailable
 from workers import telemetry
 from workers.clock import monotonic_s
+from workers.health import pulse
 from workers.telemetry import logger
 from workers.wakeups import Wakeups
 
@@ -38,6 +40,7 @@ class Pacer(Scheduler):
     def tick(self, *_: Any, **__: Any) -> float:
         """Returns how long Celery should sleep besides: not at all, unless something is out of reach."""
         wakeups = self.app.process.adapters.wakeups
+        pulse.beat()
         try:
             if not self._anybody_listens(wakeups):
                 return LONGEST_SLEEP_S
@@ -51,11 +54,22 @@ class Pacer(Scheduler):
             log.warning("pacer_without_redis", error=str(error))
             return LONGEST_SLEEP_S
         except (OperationalError, ConnectionError) as error:
-            # What was taken and not published is woken again by the reconciler.
-            log.warning("pacer_without_broker", error=str(error))
-            self.close()
+            self._do_without_broker(wakeups, error)
             return LONGEST_SLEEP_S
         return 0.0
+
+    def _ensure_connected(self) -> Any:
+        """Ask each of the broker's hosts once: the next tick asks again. Celery's own would stay here until one
+        answers, ask ever more rarely, and hear no request to stop."""
+        hosts = len(self.connection.alt or ())
+        return self.connection.ensure_connection(max_retries=max(0, hosts - 1), interval_start=0)
+
+    def _do_without_broker(self, wakeups: Wakeups, error: Exception) -> None:
+        """What was taken and not published is woken again by the reconciler."""
+        log.warning("pacer_without_broker", error=str(error))
+        self.close()
+        with suppress(TokensUnavailable):  # more often than not they are the same Redis
+            wakeups.note_broker_away()
 
     def _anybody_listens(self, wakeups: Wakeups) -> bool:
         """Whether there is a worker. Without one nothing is published: it would only pile up in the broker. What is due

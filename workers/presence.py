@@ -7,20 +7,34 @@ have ended. Pacers and workers also say in Redis that they live, for `/readyz`.
 """
 
 import secrets
+import select
 import threading
 
 import psycopg
 
 from ratelimit import TokensUnavailable
-from workers.store.session import SERVER_TCP, TCP
+from workers.store.session import SERVER_TCP, TCP, Database
 from workers.telemetry import logger
 from workers.wakeups import Wakeups
 
 LOCK_CLASS = 0x7061_6365
 """First half of the advisory lock's key ("pace"); the second is the worker's number."""
 BEAT_S = 1.0
+RETRY_S = 0.2
+"""How often a process without its lock tries to take it: faster than the others call it dead."""
 ALIVE_FOR_S = 5.0
 log = logger(__name__)
+
+
+_LIVING = """
+SELECT objid::int AS number FROM pg_locks
+WHERE locktype = 'advisory' AND classid = %(lock_class)s AND objsubid = 2 AND granted
+"""
+
+
+def living(db: Database) -> frozenset[int]:
+    """The numbers of the workers and pacers that hold their locks."""
+    return frozenset(row["number"] for row in db.all(_LIVING, {"lock_class": LOCK_CLASS}))
 
 
 class Presence:
@@ -30,6 +44,7 @@ class Presence:
         self.number = secrets.randbelow(2**31 - 1) + 1
         self._kind, self._url, self._wakeups = kind, database_url, wakeups
         self._connection: psycopg.Connection[tuple[object, ...]] | None = None
+        self._lost = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="presence", daemon=True)
 
@@ -50,7 +65,7 @@ class Presence:
             if not self._holds_lock():
                 self._take_lock()
         except psycopg.Error as error:
-            log.warning("presence_lock_lost", error=str(error).strip())
+            self._say_lost(error)
         try:
             self._wakeups.beat(self._kind, str(self.number), ALIVE_FOR_S)
         except TokensUnavailable as error:
@@ -63,10 +78,16 @@ class Presence:
         try:
             self._connection.execute("SELECT 1")
         except psycopg.Error as error:
-            log.warning("presence_lock_lost", error=str(error).strip())
+            self._say_lost(error)
             self._connection.close()
             self._connection = None
         return self._connection is not None
+
+    def _say_lost(self, error: psycopg.Error) -> None:
+        """Once, however long it takes to get it back."""
+        if not self._lost:
+            self._lost = True
+            log.warning("presence_lock_lost", error=str(error).strip())
 
     def _take_lock(self) -> None:
         connection = psycopg.connect(
@@ -80,12 +101,22 @@ class Presence:
         try:
             held = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (LOCK_CLASS, self.number)).fetchone()
             if held and held[0]:
-                self._connection = connection
+                self._connection, self._lost = connection, False
             # else by our own session of before a cut, which the server has not noticed yet: the next tick tries again
         finally:
             if self._connection is not connection:
                 connection.close()
 
     def _run(self) -> None:
-        while not self._stopping.wait(BEAT_S):
+        while not self._stopping.is_set():
+            self._rest()
             self.tick()
+
+    def _rest(self) -> None:
+        """For a beat; less if the connection is cut meanwhile, or has been."""
+        if self._connection is None or self._connection.closed:
+            self._stopping.wait(RETRY_S)
+            return
+        cut = select.poll()  # an idle connection has nothing to read but its end
+        cut.register(self._connection.fileno(), select.POLLIN)
+        cut.poll(BEAT_S * 1000)

@@ -12,11 +12,14 @@ from ratelimit import TokensUnavailable
 from workers.bootstrap import Adapters
 from workers.clock import monotonic_s
 from workers.domain.errors import StoreUnavailable
-from workers.services.recovery import expire, rebuild_tokens, wake_overlooked
+from workers.services.recovery import DEAD_FOR_S, Departures, expire, rebuild_tokens, wake_overlooked
 from workers.store import accounts, audit, messages
 from workers.telemetry import logger
 
 PERIOD_S = 1.0
+LOOK_S = 0.2
+"""How often it looks meanwhile whether everybody is still there: one question to PostgreSQL."""
+HURRY_FOR_S = 2 * DEAD_FOR_S
 CHORES_S = 30.0
 DAY_S = 86_400.0
 VERIFY_EVERY_S = 1.0
@@ -32,8 +35,9 @@ class Reconciler:
         self._a = adapters
         self._verify = verify
         self._rescuer = adapters.rescuer()
+        self._departures = Departures(adapters.db, adapters.wakeups)
         self._stopping = threading.Event()
-        self._chores_s = 0.0
+        self._chores_s = self._hurry_until_s = 0.0
 
     def tick(self) -> Mapping[str, int]:
         """One round. Returns what it found to do."""
@@ -42,6 +46,7 @@ class Reconciler:
             "tokens_rebuilt": lambda: rebuild_tokens(
                 a.db, a.tokens, a.settings.rate_limit, lambda seconds: self._stopping.wait(seconds)
             ),
+            "gone": self._departures.notice,
             "rescued": self._rescuer.rescue,
             "expired": lambda: expire(a.db, a.wakeups),
             "woken": lambda: a.wakeups.wake_all(messages.accounts_waiting(a.db)),
@@ -62,10 +67,20 @@ class Reconciler:
             found = {name: n for name, n in self.tick().items() if n}
             if found:
                 log.info("reconciled", **found)
-            self._stopping.wait(PERIOD_S * random.uniform(0.8, 1.2))  # noqa: S311
+            self._rest(PERIOD_S * random.uniform(0.8, 1.2))  # noqa: S311
 
     def stop(self) -> None:
         self._stopping.set()
+
+    def _rest(self, for_s: float) -> None:
+        """Until the next round; less if a process is gone, and for a while after that: what it left behind is to be
+        taken up once it is certain that it does not come back."""
+        until_s = monotonic_s() + for_s
+        while not self._stopping.wait(LOOK_S) and monotonic_s() < until_s:
+            if self._try("gone", self._departures.notice):
+                self._hurry_until_s = monotonic_s() + HURRY_FOR_S
+            if monotonic_s() < self._hurry_until_s:
+                return
 
     def _prune(self) -> int:
         """Attempts are also the books of the tokens: none is pruned before the period of its limit is over."""

@@ -20,6 +20,7 @@ from api import schemas
 from api.app import create_app
 from deploy.sandbox import Sandbox
 from ratelimit import Limits
+from ratelimit.connection import know_server
 from tests.conftest import ALICE
 from workers.bootstrap import Adapters
 from workers.services.dispatch import Dispatcher
@@ -238,7 +239,9 @@ def test_a_bulk_is_one_request_to_the_callers_limit(
 
 def test_to_one_recipient_only_the_first_is_not_held(bulk: Send, submit: Submit, adapters: Adapters) -> None:
     submit("fan-old")
-    answer = bulk("fan-new", "fan-old", "fan-new", message("fan-new", priority=9), message("fan-new", sendAt=at(hours=1)))
+    answer = bulk(
+        "fan-new", "fan-old", "fan-new", message("fan-new", priority=9), message("fan-new", sendAt=at(hours=1))
+    )
     states = [row["state"] for row in rows(adapters)][1:]
     assert states == ["queued", "held", "held", "queued", "scheduled"]
     blocked = [receipt["blockedBy"] for receipt in answer.json["messages"]]
@@ -257,6 +260,7 @@ def test_lists_and_single_messages_come_in_crosswise_while_others_leave(
 ) -> None:
     """Many callers, a few recipients, a worker that takes out what they put in: every line has one head at most, none
     is without one, and everybody gets what they were sent in the order in which each caller sent it."""
+    know_server(adapters.redis)  # there will be new connections, and the emptied server would be news to them
     account, fans = make_account(limits="5000/minute"), [f"fan-{n}" for n in range(12)]
     submitter, stop = adapters.submitter(), threading.Event()
 
@@ -337,7 +341,9 @@ def test_who_has_lost_the_race_for_a_head_holds_on_to_the_others(
 # --- when they will go ---
 
 some_messages = st.lists(
-    st.tuples(st.sampled_from("abc"), st.sampled_from([3, 5, 9]), st.sampled_from([0, 0, 0, 600])), min_size=1, max_size=12
+    st.tuples(st.sampled_from("abc"), st.sampled_from([3, 5, 9]), st.sampled_from([0, 0, 0, 600])),
+    min_size=1,
+    max_size=12,
 )
 
 

@@ -18,15 +18,18 @@ from api.app import create_app
 from deploy.sandbox import Fault, Sandbox
 from deploy.servers import Servers
 from ratelimit import Limits
+from ratelimit.connection import know_server
 from workers.bootstrap import Adapters, build
 from workers.domain.errors import StoreUnavailable
+from workers.domain.message import Claim
 from workers.domain.outcome import Outcome, OutcomeKind
 from workers.domain.retry import MarkSent
 from workers.services.dispatch import Dispatcher
 from workers.services.settle import Settlement, announce, settle
 from workers.services.submit import Receipt
 from workers.settings import Settings
-from workers.store import accounts, messages, queries
+from workers.store import messages, queries
+from workers.store.session import Database
 
 ROOT = "/api/onlyfans/messaging"
 
@@ -137,9 +140,9 @@ def test_a_scrape_of_a_long_queue_reads_no_more_than_of_a_short_one(
         with psycopg.connect(servers.database_url, autocommit=True) as c:
             c.execute(
                 "INSERT INTO messages (id, account_id, recipient_id, priority, state, content, due_at)"
-                " SELECT 'msg_' || %(all)s || '-' || n, 'default', 'fan-' || %(all)s || '-' || n, 5, 'queued', '', now()"
-                " FROM generate_series(1, %(all)s) n",
-                {"all": waiting},
+                " SELECT id, 'default', id, 5, 'queued', '', now()"
+                " FROM (SELECT 'msg_' || %(waiting)s || '-' || n AS id FROM generate_series(1, %(waiting)s) n) new",
+                {"waiting": waiting},
             )
             c.execute("VACUUM ANALYZE messages, tallies")
             plan = c.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {sql}", {"scope": None}).fetchone()
@@ -152,9 +155,7 @@ def test_a_scrape_of_a_long_queue_reads_no_more_than_of_a_short_one(
 # --- what is counted
 
 
-def test_a_late_answer_ends_its_message_in_the_counts_too(
-    adapters: Adapters, submit: Submit, counts: Counts
-) -> None:
+def test_a_late_answer_ends_its_message_in_the_counts_too(adapters: Adapters, submit: Submit, counts: Counts) -> None:
     submit()
     grant = adapters.tokens.borrow("default", adapters.settings.rate_limit, lease_s=13)
     (claim,) = messages.claim_next(adapters.db, "default", grant.tokens, 4711, 13)
@@ -166,33 +167,41 @@ def test_a_late_answer_ends_its_message_in_the_counts_too(
     assert counts("messages_processed_total", outcome="sent") == 1
 
 
-def test_a_claim_that_nobody_knew_of_is_counted_as_a_deferral(
-    adapters: Adapters, submit: Submit, dispatcher: Dispatcher, counts: Counts
-) -> None:
-    """Its COMMIT went through without anybody being told; the next turn takes it back."""
-    submit("fan-1")
-    forgetful = Forgetful(adapters.db)
-    replace(dispatcher, db=forgetful).drain("default")  # type: ignore[arg-type]
-    taken_back = queries.attempts  # the rows say the same
-    rows = adapters.db.all("SELECT count(*)::int AS n FROM attempts WHERE deferral = 'interrupted'")
-    assert rows[0]["n"] == counts("deferrals_total", reason="interrupted") == 1, taken_back
-
-
 class Forgetful:
-    """A database that does not tell of the first COMMIT of a claim."""
+    """A database that takes the claim of one recipient's message and does not tell, once."""
 
-    def __init__(self, db: Any) -> None:
-        self._db, self._told = db, False
+    def __init__(self, db: Database, recipient_id: str) -> None:
+        self._db, self._recipient_id, self.happened = db, recipient_id, threading.Event()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._db, name)
 
     def transaction(self, work: Callable[[Any], Any]) -> Any:
         done = self._db.transaction(work)
-        if isinstance(done, tuple) and done[1] and not self._told:
-            self._told = True
+        claims = done[1] if isinstance(done, tuple) else []
+        if self._recipient_id in {claim.recipient_id for claim in claims} and not self.happened.is_set():
+            self.happened.set()
             raise StoreUnavailable("committed, but who knows")
         return done
+
+
+def test_a_claim_taken_back_is_a_deferral(
+    adapters: Adapters, submit: Submit, dispatcher: Dispatcher, counts: Counts
+) -> None:
+    forgetful = Forgetful(adapters.db, "fan-2")
+
+    def send(claim: Claim, *_: Any, **__: Any) -> Outcome:
+        if claim.recipient_id == "fan-1":
+            submit("fan-2")
+            forgetful.happened.wait(60)
+        return Outcome(OutcomeKind.ACCEPTED, upstream_id=claim.message_id)
+
+    submit("fan-1")
+    channel = SimpleNamespace(name="onlyfans", idempotent=True, has_history=False, send=send)
+    replace(dispatcher, db=forgetful, channels={"onlyfans": channel}).drain("default")  # type: ignore[arg-type]
+    (not_counted,) = adapters.db.all("SELECT deferral FROM attempts WHERE NOT counted")
+    assert not_counted["deferral"] == "interrupted"
+    assert counts("deferrals_total", reason="interrupted") == 1
 
 
 def test_what_never_left_is_no_call_upstream(
@@ -212,14 +221,17 @@ def test_what_never_left_is_no_call_upstream(
 
 
 def test_a_request_answered_after_its_token_was_lent_again_is_an_overshoot(
-    submit: Submit, make_account: Callable[..., str], dispatcher: Dispatcher, counts: Counts
+    adapters: Adapters, submit: Submit, make_account: Callable[..., str], dispatcher: Dispatcher, counts: Counts
 ) -> None:
     """The first request is answered only once the second is out, which has the first one's token: its loan of 200 ms
     ended long before."""
+    know_server(
+        adapters.redis
+    )  # the fixture has emptied it; the other thread's connection must not take it for another
     account_id = make_account(limits="1/200ms")
     second_is_out = threading.Event()
 
-    def send(claim: messages.Claim, *_: Any, **__: Any) -> Outcome:
+    def send(claim: Claim, *_: Any, **__: Any) -> Outcome:
         if claim.recipient_id == "fan-2":
             second_is_out.set()
         else:

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import get_default_algorithms
 
 from api.app import create_app
+from api.auth import Role, issue_token
 from workers.bootstrap import build
 from workers.settings import BadSetting, Settings
 
@@ -47,9 +49,11 @@ def jwk(algorithm: str, **more: str) -> dict[str, Any]:
     return dict(found) | {"kid": f"key-{algorithm}", "use": "sig"} | more
 
 
-def token(key: Any, algorithm: str, **header: str) -> str:
-    claims = {"sub": "alice", "role": "ops", "accounts": ["*"], "exp": time.time() + 60}
-    return jwt.encode(claims, key, algorithm=algorithm, headers=header)
+def token(key: Any, algorithm: str, claims: dict[str, Any] | None = None, **header: Any) -> str:
+    """One that is right, but for these claims (None: left out) and this header."""
+    right = {"sub": "alice", "role": "ops", "accounts": ["*"], "exp": time.time() + 60} | (claims or {})
+    given = {name: value for name, value in right.items() if value is not None}
+    return jwt.encode(given, key, algorithm=algorithm, headers=header)
 
 
 def hs256(secret: bytes, **header: str) -> str:
@@ -146,3 +150,72 @@ def test_exactly_one_source_of_keys(settings: Settings) -> None:
     for changes in ({"jwt_secret_key": None}, {"jwt_public_key": pem("ES256")}):
         with pytest.raises(BadSetting, match="exactly one of"):
             create_app(build(replace(settings, **changes)))
+
+
+# --- for whom, and from whom ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answer_to(settings: Settings) -> Callable[..., int]:
+    """The status that a token with these claims meets under these settings."""
+
+    def ask(claims: dict[str, Any], **changes: Any) -> int:
+        client = create_app(build(replace(settings, **changes))).test_client()
+        given = token(settings.jwt_secret_key, "HS256", claims)
+        return client.get(STATUS, headers={"Authorization": f"Bearer {given}"}).status_code
+
+    return ask
+
+
+@pytest.mark.parametrize("audience", ["paceline", ["paceline"], ["another", "paceline"]], ids=str)
+def test_a_token_for_us_is_taken(answer_to: Callable[..., int], audience: object) -> None:
+    assert answer_to({"aud": audience}, jwt_audience="paceline") == 200
+
+
+@pytest.mark.parametrize("audience", [None, "", "another", "PACELINE", "paceline ", [], ["another"], 5, {}], ids=str)
+def test_a_token_for_somebody_else_is_none(answer_to: Callable[..., int], audience: object) -> None:
+    assert answer_to({"aud": audience}, jwt_audience="paceline") == 401
+
+
+@pytest.mark.parametrize("audience", ["paceline", "", [], ["another"]], ids=str)
+def test_without_a_name_of_our_own_no_audience_is_us(answer_to: Callable[..., int], audience: object) -> None:
+    assert answer_to({"aud": audience}) == 401
+    assert answer_to({}) == 200
+
+
+def test_only_the_issuer_that_is_named_is_believed(answer_to: Callable[..., int]) -> None:
+    ours = "https://login.example.com/"
+    assert answer_to({"iss": ours}, jwt_issuer=ours) == 200
+    assert [answer_to({"iss": other}, jwt_issuer=ours) for other in (None, "", "https://evil.example/")] == [401] * 3
+    assert answer_to({"iss": "https://anybody.example/"}) == 200
+
+
+def test_a_token_of_ours_says_whom_it_is_for(settings: Settings) -> None:
+    assert settings.jwt_secret_key is not None
+    made = issue_token(
+        settings.jwt_secret_key, subject="alice", role=Role.OPS, accounts=["*"], ttl=timedelta(minutes=1),
+        audience="paceline", issuer="us",
+    )  # fmt: skip
+    client = create_app(build(replace(settings, jwt_audience="paceline", jwt_issuer="us"))).test_client()
+    assert client.get(STATUS, headers={"Authorization": f"Bearer {made}"}).status_code == 200
+
+
+def test_a_token_that_never_expires_is_taken(answer_to: Callable[..., int]) -> None:
+    """Whoever issues it decides; docs/security.md says what follows."""
+    assert answer_to({"exp": None}) == 200
+
+
+def test_a_key_is_looked_up_by_its_id_and_nowhere_else(app_with: Callable[..., Answer]) -> None:
+    answer = app_with(jwks={"keys": [jwk("ES256"), jwk("EdDSA")]})
+    theirs = get_default_algorithms()["ES256"].to_jwk(OTHERS["ES256"].public_key(), as_dict=True)
+    for kid in ("../key-ES256", "/dev/null", "key-ES256\0", "", "KEY-ES256", {"kid": "key-ES256"}, ["key-ES256"]):
+        assert answer(token(KEYS["ES256"], "ES256", kid=kid) if isinstance(kid, str) else unsafe(kid)) == 401
+    for where in ({"jku": "http://127.0.0.1:1/"}, {"x5u": "http://127.0.0.1:1/"}, {"jwk": theirs}):
+        assert answer(token(OTHERS["ES256"], "ES256", kid="key-ES256", **where)) == 401
+
+
+def unsafe(kid: Any) -> str:
+    """PyJWT would refuse to write an id that is no text."""
+    header = json.dumps({"alg": "ES256", "typ": "JWT", "kid": kid}).encode()
+    _, payload, signature = token(KEYS["ES256"], "ES256", kid="key-ES256").split(".")
+    return f"{base64.urlsafe_b64encode(header).rstrip(b'=').decode()}.{payload}.{signature}"

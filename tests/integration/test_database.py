@@ -15,9 +15,10 @@ import pytest
 import sqlalchemy
 
 from deploy.servers import Servers
+from workers import presence as presence_module
 from workers.bootstrap import Adapters
 from workers.domain.errors import StoreUnavailable
-from workers.presence import LOCK_CLASS, Presence
+from workers.presence import LOCK_CLASS, Presence, living
 from workers.services.submit import Receipt
 from workers.store import queries, session
 from workers.store.session import Connection, Database
@@ -207,6 +208,24 @@ def test_a_worker_whose_connection_was_cut_holds_its_lock_again_after_one_beat(a
         (after,) = adapters.db.all(held, {"number": presence.number})
         assert after != before
     finally:
+        presence.stop()
+
+
+def test_a_cut_is_noticed_at_once_and_not_with_the_next_beat(
+    adapters: Adapters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence_module, "BEAT_S", 60.0)
+    presence = Presence("worker", adapters.settings.database_url, adapters.wakeups)
+    presence.start()
+    try:
+        assert living(adapters.db) == {presence.number}
+        adapters.db.all("SELECT pg_terminate_backend(pid, 2000) FROM pg_locks WHERE locktype = 'advisory'")
+        deadline = time.monotonic() + 20
+        while living(adapters.db) != {presence.number}:
+            assert time.monotonic() < deadline, "it sleeps on"
+            time.sleep(0.01)
+    finally:
+        adapters.db.all("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")  # wakes it
         presence.stop()
 
 

@@ -6,10 +6,19 @@ over is its head, and the others are held.
 
 import itertools
 from dataclasses import dataclass, field
+from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tests.conftest import ALICE, EMPTY
 from workers.bootstrap import Adapters
@@ -75,6 +84,29 @@ class LifeCycle(RuleBasedStateMachine):
         assert messages.accept(self.db, new, by=ALICE).state == state
         self.messages[new.id] = Modelled(new.id, line, next(self.places), state)
         return new.id
+
+    @rule(
+        target=known,
+        line_up=st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from([1, 5])), min_size=1, max_size=5),
+    )
+    def accept_many(self, line_up: list[tuple[str, int]]) -> Any:
+        listed = [
+            {
+                "id": f"msg_{next(self.numbers):026d}",
+                "account_id": "default",
+                "recipient_id": recipient,
+                "priority": priority,
+                "content": "x",
+            }
+            for recipient, priority in line_up
+        ]
+        accepted = messages.accept_many(self.db, listed, by=ALICE, last_to_go=listed[0]["id"])
+        for new in listed:
+            line = Line("default", new["recipient_id"], new["priority"])
+            state = State.HELD if self._members(line) else State.QUEUED
+            self.messages[new["id"]] = Modelled(new["id"], line, next(self.places), state)
+        assert accepted.held == {new["id"] for new in listed if self.messages[new["id"]].state is State.HELD}
+        return multiple(*(new["id"] for new in listed))
 
     @rule(want=st.integers(1, 3))
     def claim(self, want: int) -> None:

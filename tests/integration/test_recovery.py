@@ -1,5 +1,6 @@
 """What puts things right after a fault, one mechanism at a time. Whole processes are killed in `tests/acceptance`."""
 
+import math
 import random
 import threading
 from collections.abc import Callable
@@ -17,8 +18,16 @@ from workers.domain.errors import StoreUnavailable
 from workers.domain.outcome import Outcome, OutcomeKind
 from workers.domain.retry import Defer, DeferralReason, MarkSent
 from workers.presence import Presence
-from workers.services.dispatch import Dispatcher
-from workers.services.recovery import DEAD_FOR_S, expire, rebuild_tokens, verify
+from workers.services import recovery
+from workers.services.dispatch import Dispatcher, drain_name
+from workers.services.recovery import (
+    DEAD_FOR_S,
+    DEAD_WHEN_BACK_S,
+    Departures,
+    expire,
+    rebuild_tokens,
+    verify,
+)
 from workers.services.settle import Settlement, settle
 from workers.services.submit import Receipt
 from workers.store import messages, queries
@@ -50,17 +59,43 @@ def rescue_after(adapters: Adapters, seconds: float) -> int:
 def test_a_dead_workers_claim_is_taken_over(adapters: Adapters, submit: Submit) -> None:
     receipt = submit()
     claim_one(adapters, worker=4711)
-    assert rescue_after(adapters, DEAD_FOR_S) == 1
+    assert rescue_after(adapters, DEAD_WHEN_BACK_S) == 1
     assert state(adapters, receipt) == "queued"
     (attempt,) = queries.attempts(adapters.db, receipt.message_id)
     assert attempt["outcome"] == "unknown"
 
 
-def test_a_worker_just_gone_missing_gets_time_to_come_back(adapters: Adapters, submit: Submit) -> None:
+@pytest.mark.parametrize(("back_for_s", "patience_s"), [(0.0, DEAD_FOR_S), (math.inf, DEAD_WHEN_BACK_S)])
+def test_a_worker_just_gone_missing_gets_time_to_come_back_and_more_of_it_after_a_restart(
+    adapters: Adapters, submit: Submit, monkeypatch: pytest.MonkeyPatch, back_for_s: float, patience_s: float
+) -> None:
+    monkeypatch.setattr(recovery, "BACK_FOR_S", back_for_s)
     receipt = submit()
     claim_one(adapters, worker=4711)
-    assert rescue_after(adapters, DEAD_FOR_S / 2) == 0
+    assert rescue_after(adapters, patience_s / 2) == 0
     assert state(adapters, receipt) == "sending"
+    assert rescue_after(adapters, patience_s) == 1
+
+
+def test_where_a_process_is_gone_there_is_room_at_once(adapters: Adapters, submit: Submit) -> None:
+    submit()
+    wakeups, gone, here = adapters.wakeups, *(Presence("worker", adapters.db.url, adapters.wakeups) for _ in range(2))
+    try:
+        gone.tick(), here.tick()
+        departures = Departures(adapters.db, wakeups)
+        assert departures.notice() == 0
+        assert wakeups.take_due().accounts == ("default",)  # published, and popped by the one that dies
+        wakeups.begin_drain("default", drain_name(gone.number), most=2)
+        wakeups.begin_drain("default", drain_name(here.number), most=2)
+        gone.stop()
+        assert departures.notice() == 1
+        assert departures.notice() == 0
+        assert wakeups.begin_drain("default", drain_name(here.number), most=2)
+        assert not wakeups.begin_drain("default", drain_name(here.number), most=2)
+        wakeups.wake("default")
+        assert wakeups.take_due().accounts == ("default",)  # not held back by what was published to the dead one
+    finally:
+        here.stop()
 
 
 def test_a_living_workers_claim_is_left_alone_until_its_deadline(adapters: Adapters, submit: Submit) -> None:
@@ -82,7 +117,7 @@ def test_a_rescued_message_may_be_claimed_at_once_and_the_old_claim_is_stale(
 ) -> None:
     receipt = submit()
     old = claim_one(adapters, worker=4711)
-    rescue_after(adapters, DEAD_FOR_S)
+    rescue_after(adapters, DEAD_WHEN_BACK_S)
     new = claim_one(adapters, worker=1)
     assert (old.attempt, new.attempt) == (1, 2)
     late = Settlement(old, Outcome(OutcomeKind.ACCEPTED, upstream_id="u1"), MarkSent("u1"))
@@ -94,7 +129,7 @@ def test_a_rescued_message_may_be_claimed_at_once_and_the_old_claim_is_stale(
 def test_a_late_answer_counts_while_nobody_has_tried_again(adapters: Adapters, submit: Submit) -> None:
     receipt = submit()
     old = claim_one(adapters, worker=4711)
-    rescue_after(adapters, DEAD_FOR_S)
+    rescue_after(adapters, DEAD_WHEN_BACK_S)
     late = Settlement(old, Outcome(OutcomeKind.ACCEPTED, upstream_id="u1"), MarkSent("u1"))
     settled = adapters.db.transaction(lambda c: settle(c, [late]))
     assert not settled.stale
@@ -105,7 +140,7 @@ def test_a_use_with_a_late_answer_ended_with_that_answer(adapters: Adapters, sub
     """Not when it was written off: rebuilt from the books, its token must not come back too early."""
     submit()
     old = claim_one(adapters, worker=4711)
-    rescue_after(adapters, DEAD_FOR_S)
+    rescue_after(adapters, DEAD_WHEN_BACK_S)
     adapters.db.all("UPDATE attempts SET ended_at = ended_at - interval '9 s', deadline_at = now() - interval '5 s'")
     late = Settlement(old, Outcome(OutcomeKind.ACCEPTED, upstream_id="u1"), MarkSent("u1"))
     adapters.db.transaction(lambda c: settle(c, [late]))
@@ -281,7 +316,7 @@ def test_what_may_have_arrived_is_neither_cancelled_nor_expired_unseen(
 ) -> None:
     receipt = submit("cut-1", expires_at=datetime.now(UTC) + timedelta(hours=1))
     claim_one(adapters, worker=4711)
-    rescue_after(adapters, DEAD_FOR_S)  # queued again, its first attempt unknown
+    rescue_after(adapters, DEAD_WHEN_BACK_S)  # queued again, its first attempt unknown
     assert not messages.cancel(adapters.db, receipt.message_id, ALICE)
     adapters.db.all("UPDATE messages SET expires_at = now()")
     assert expire(adapters.db, adapters.wakeups) == 0

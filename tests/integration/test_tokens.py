@@ -803,3 +803,14 @@ def test_a_new_key_is_known_for_any_limit_and_a_shorter_one_needs_nothing(tokens
     tokens.open_new("new")
     assert tokens.borrow("new", Limits.parse("5/day"), lease_s=1).tokens
     assert tokens.borrow("new", TEN_PER_MINUTE, lease_s=1).tokens
+
+
+def test_a_server_that_may_not_write_is_as_good_as_away(real_tokens: Tokens, adapters: Adapters) -> None:
+    """A master cut off from its replicas must not go on giving out tokens, nor make a drain forget what it has out."""
+    adapters.redis.config_set("min-replicas-to-write", 1)
+    try:
+        with pytest.raises(TokensUnavailable, match="NOREPLICAS"):
+            real_tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S)
+    finally:
+        adapters.redis.config_set("min-replicas-to-write", 0)
+    assert real_tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).tokens

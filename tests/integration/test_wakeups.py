@@ -203,7 +203,7 @@ def test_a_refused_drain_does_not_put_off_an_earlier_wake_up(wakeups: Wakeups) -
 def test_a_dead_workers_places_are_cleared_and_nobody_elses(wakeups: Wakeups) -> None:
     wakeups.begin_drain("a", "7.one", most=2)
     wakeups.begin_drain("a", "77.two", most=2)
-    wakeups.evict("a", 7)
+    assert wakeups.evict(["a", "b"], [7]) == 1
     assert wakeups.begin_drain("a", "8.three", most=2)
     assert not wakeups.begin_drain("a", "8.four", most=2)
 

@@ -4,12 +4,14 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice, product
 from typing import Any
 
 from ulid import ULID
 
+from workers.domain.errors import NotFound
 from workers.domain.state import State
 from workers.services.estimate import Place
 from workers.store.accounts import Standing
@@ -19,6 +21,32 @@ _DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _NUMBER = 4
 """Digits of an id that are its number in the list: enough for a million."""
 _MOST_URGENT = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What of a list goes to one account: places in the list. standing: of the first of them."""
+
+    standing: Standing
+    members: list[int]
+
+
+def shares(wanted: Sequence[Mapping[str, Any]], standings: Mapping[tuple[str, int], Standing]) -> list[Share]:
+    """Split a list by account. Raises NotFound for accounts that there are not."""
+    members: dict[str, list[int]] = {}
+    for n, message in enumerate(wanted):
+        members.setdefault(message["account_id"], []).append(n)
+    known = {account_id for account_id, _ in standings}
+    if missing := {n: account_id for account_id in members.keys() - known for n in members[account_id]}:
+        raise no_accounts(missing)
+    return [Share(standings[account_id, wanted[ns[0]]["priority"]], ns) for account_id, ns in members.items()]
+
+
+def no_accounts(missing: Mapping[int, str]) -> NotFound:
+    """Of the accounts that these messages of a list name there are none, or none that the caller may know of."""
+    words = {n: f"No account {account_id}" for n, account_id in sorted(missing.items())}
+    details = {"messages": {str(n): {"accountId": [said]} for n, said in words.items()}}
+    return NotFound(next(iter(words.values())), details)
 
 
 def first_id() -> str:

@@ -1,6 +1,7 @@
 """What puts things right after a fault: each function finds what is out of order and mends it, guarded so that several
 may run at once.
 
+    notice      processes that are gone: others' drains take their places
     rescue      claims whose worker died or hangs: their outcome is unknown
     rebuild     tokens that Redis lost, from the books, before any is given out again
     verify      unknown outcomes, in the upstream's history
@@ -21,7 +22,7 @@ from workers.credentials import Vault
 from workers.domain.errors import StaleClaim
 from workers.domain.outcome import Evidence, Finding, Outcome, OutcomeKind
 from workers.domain.retry import DeadLetterReason, RetryPolicy, ScheduleRetry, backoff_s, decide
-from workers.presence import LOCK_CLASS
+from workers.presence import LOCK_CLASS, living
 from workers.services.settle import Settlement, announce, settle
 from workers.store import accounts, messages, queries
 from workers.store.session import Connection, Database
@@ -30,9 +31,12 @@ from workers.wakeups import Wakeups
 
 GRACE_S = 1.0
 """A claim is taken over this long after its deadline, so that a drain just recording it is not disturbed."""
-DEAD_FOR_S = 2.0
-"""A worker counts as dead once its lock has been missing this long: after a restart of PostgreSQL the living take their
-locks again within a second."""
+DEAD_FOR_S = 0.5
+"""A worker counts as dead once its lock has been missing this long: a living one whose connection was cut notices at
+once, and takes it again."""
+BACK_FOR_S, DEAD_WHEN_BACK_S = 5.0, 2.0
+"""While PostgreSQL has been up for less than the first, a lock must have been missing for the second: everybody has
+lost theirs, and a server that has just started keeps them waiting."""
 LOOKUPS = 5
 """Look-ups of one unknown outcome before a person must decide."""
 LOOKUP_TIMEOUT_S = 10.0
@@ -60,7 +64,8 @@ class Rescuer:
         rescued = 0
         for orphan in orphans:
             overdue = orphan.time_left_s < -GRACE_S
-            if not overdue and now - self.missing_since_s[orphan.worker] < DEAD_FOR_S:
+            patience_s = DEAD_FOR_S if orphan.server_up_s > BACK_FOR_S else DEAD_WHEN_BACK_S
+            if not overdue and now - self.missing_since_s[orphan.worker] < patience_s:
                 continue
             rescued += self._settle(orphan, "hung" if overdue else "died")
         return rescued
@@ -86,9 +91,30 @@ class Rescuer:
             return 0
         telemetry.rescued.inc()
         if what == "died":
-            self.wakeups.evict(orphan.claim.account_id, orphan.worker)
+            self.wakeups.evict([orphan.claim.account_id], [orphan.worker])
         self.wakeups.wake(orphan.claim.account_id)
         return 1
+
+
+@dataclass(slots=True)
+class Departures:
+    """Notices that a worker or a pacer is gone, by its lock, and makes room for others at once: the places of its drains
+    are cleared, and what it had taken from the broker may be published again. To take a living one for gone, as after a
+    restart of PostgreSQL, costs a look or two: its drains go on."""
+
+    db: Database
+    wakeups: Wakeups
+    present: frozenset[int] = frozenset()
+
+    def notice(self) -> int:
+        """Returns how many have gone since the last look."""
+        before, self.present = self.present, living(self.db)
+        gone = before - self.present
+        if gone:
+            self.wakeups.evict(messages.accounts_waiting(self.db), gone)
+            self.wakeups.publish_again()
+            log.info("processes_gone", processes=sorted(gone))
+        return len(gone)
 
 
 def rebuild_tokens(db: Database, tokens: Tokens, default_limits: Limits, pause: Callable[[float], bool | None]) -> int:

@@ -14,7 +14,7 @@ from workers.domain.actor import Actor
 from workers.domain.errors import InvalidMessage, KeyReused, NotFound, QueueFull
 from workers.domain.message import NewMessage
 from workers.domain.state import State
-from workers.services.bulk import first_id, ids_like, line_up
+from workers.services.bulk import Share, first_id, ids_like, line_up, shares
 from workers.services.estimate import BlockedBy, Estimate, Place, estimate
 from workers.store import accounts, messages
 from workers.store.accounts import Account, Standing
@@ -86,7 +86,7 @@ class Submitter:
             raise NotFound(f"No account {account_id}")
         due_s = (message.send_at - now).total_seconds() if message.send_at else 0.0
         state = State.SCHEDULED if due_s > 0 else State.QUEUED
-        [promise] = self._estimate(standing, [Place(standing.ahead + 1, state, max(due_s, 0.0))], now)
+        [[promise]] = self._estimate([(standing, [Place(standing.ahead + 1, state, max(due_s, 0.0))])], now)
         with self._unless_accepted_before(by, key):
             check_times(message.send_at, message.expires_at, now)
             self._check_room(standing, 1, now)
@@ -96,7 +96,8 @@ class Submitter:
         else:
             telemetry.messages_accepted.labels(standing.account.channel).inc()
             log.info("message_accepted", message_id=message.id, account_id=account_id, state=accepted.state)
-            self._wake(standing.account, promise, due_s)
+            if (wake_in_s := _wake_in_s(standing.account, promise, due_s)) is not None:
+                self.wakeups.try_wake(account_id, wake_in_s)
         return Receipt(
             message_id=accepted.message_id,
             account_id=account_id,
@@ -118,14 +119,13 @@ class Submitter:
         """
         now = datetime.now(UTC)
         standings = accounts.standings(self.db, {(m["account_id"], m["priority"]) for m in wanted})
-        _check_accounts(wanted, standings)
-        shares = _shares(wanted)
+        by_account = shares(wanted, standings)
         places = line_up(wanted, standings, now)
         with self._unless_accepted_before(by, key):
             check_all_times(wanted, now)
-            for share in shares:
-                self._check_room(standings[_line(wanted[share[0]])], len(share), now)
-        promises = self._promises(wanted, shares, standings, places, now)
+            for share in by_account:
+                self._check_room(share.standing, len(share.members), now)
+        promises = self._promises(by_account, places, now)
         ids = ids_like(first_id(), len(wanted))
         last = max(range(len(wanted)), key=lambda n: (promises[n].at or _NEVER, places[n].position))
         accepted = messages.accept_many(
@@ -139,11 +139,15 @@ class Submitter:
         if first_use := accepted.first_use:
             check_reuse(first_use, fingerprint)
             return _replay(first_use, wanted)
-        log.info("messages_accepted", count=len(ids), accounts=len(shares), first_id=ids[0], last_id=ids[-1])
-        for share in shares:
-            account = standings[_line(wanted[share[0]])].account
-            telemetry.messages_accepted.labels(account.channel).inc(len(share))
-            self._wake(account, promises[share[0]], min(places[n].due_s for n in share))
+        log.info("messages_accepted", count=len(ids), accounts=len(by_account), first_id=ids[0], last_id=ids[-1])
+        wakes: dict[str, float] = {}
+        for share in by_account:
+            account, first = share.standing.account, share.members[0]
+            telemetry.messages_accepted.labels(account.channel).inc(len(share.members))
+            due_s = min(places[n].due_s for n in share.members)
+            if (wake_in_s := _wake_in_s(account, promises[first], due_s)) is not None:
+                wakes[account.id] = wake_in_s
+        self.wakeups.try_wake_many(wakes)
         receipts = [
             Receipt(
                 message_id=id_,
@@ -157,21 +161,15 @@ class Submitter:
         ]
         return BulkReceipt(receipts=receipts, done_at=_done_at(receipts))
 
-    def _promises(
-        self,
-        wanted: Sequence[dict[str, Any]],
-        shares: list[list[int]],
-        standings: Mapping[tuple[str, int], Standing],
-        places: list[Place],
-        now: datetime,
-    ) -> list[Estimate]:
-        """An estimate for each of many messages, from one look at each account's tokens."""
-        promises: dict[int, Estimate] = {}
-        for share in shares:
-            standing = standings[_line(wanted[share[0]])]
-            found = self._estimate(standing, [places[n] for n in share], now)
-            promises.update(zip(share, found, strict=True))
-        return [promises[n] for n in range(len(wanted))]
+    def _promises(self, by_account: Sequence[Share], places: Sequence[Place], now: datetime) -> list[Estimate]:
+        """An estimate for each place of a list."""
+        found = self._estimate([(share.standing, [places[n] for n in share.members]) for share in by_account], now)
+        promises = {
+            n: promise
+            for share, promised in zip(by_account, found, strict=True)
+            for n, promise in zip(share.members, promised, strict=True)
+        }
+        return [promises[n] for n in range(len(places))]
 
     @contextmanager
     def _unless_accepted_before(self, by: Actor, key: str | None) -> Iterator[None]:
@@ -189,40 +187,51 @@ class Submitter:
         excess = depth + more - self.max_queue_depth
         if excess <= 0:
             return
-        [gone] = self._estimate(standing, [Place(max(1, min(excess, depth)), State.QUEUED, 0.0)], now)
+        [[gone]] = self._estimate([(standing, [Place(max(1, min(excess, depth)), State.QUEUED, 0.0)])], now)
         wait_s = (gone.at - now).total_seconds() if gone.at else gone.next_token_s
         raise QueueFull(account_id, depth, self.max_queue_depth, max(1.0, wait_s), more=more)
 
-    def _estimate(self, standing: Standing, places: Sequence[Place], now: datetime) -> list[Estimate]:
-        account = standing.account
-        limits = account.limits or self.default_limits
-        view, latency_s = look(self.tokens, self.wakeups, account, limits)
-        return estimate(
-            account,
-            limits,
-            view,
-            places,
-            claimed=standing.tokens,
-            latency_s=latency_s,
-            lease_s=self.lease_s,
-            now=now,
-        )
+    def _estimate(self, wanted: Sequence[tuple[Standing, Sequence[Place]]], now: datetime) -> list[list[Estimate]]:
+        """For places on each of some accounts, from one look at all their tokens."""
+        asked = [(standing.account, standing.account.limits or self.default_limits) for standing, _ in wanted]
+        return [
+            estimate(
+                account,
+                limits,
+                view,
+                places,
+                claimed=standing.tokens,
+                latency_s=latency_s,
+                lease_s=self.lease_s,
+                now=now,
+            )
+            for (standing, places), (account, limits), (view, latency_s) in zip(
+                wanted, asked, look_at_all(self.tokens, self.wakeups, asked), strict=True
+            )
+        ]
 
-    def _wake(self, account: Account, promise: Estimate, due_s: float) -> None:
-        """A wake-up for when the account can send, not for now: one without tokens is not drained for every message
-        that comes in. Should this be lost, the reconciler repeats it."""
-        if account.paused_s == float("inf"):
-            return
-        self.wakeups.try_wake(account.id, max(promise.next_token_s, due_s, 0.0))
+
+def _wake_in_s(account: Account, promise: Estimate, due_s: float) -> float | None:
+    """When the account can send, not now: one without tokens is not drained for every message that comes in. None if it
+    is paused without an end. Should the wake-up be lost, the reconciler repeats it."""
+    return None if account.paused_s == float("inf") else max(promise.next_token_s, due_s, 0.0)
 
 
 def look(tokens: Tokens, wakeups: Wakeups, account: Account, limits: Limits) -> tuple[View | None, float]:
     """The account's tokens and its upstream's latency; no tokens while Redis is away."""
+    return look_at_all(tokens, wakeups, [(account, limits)])[0]
+
+
+def look_at_all(
+    tokens: Tokens, wakeups: Wakeups, wanted: Sequence[tuple[Account, Limits]]
+) -> list[tuple[View | None, float]]:
+    """The same of many accounts, in as few round trips as of one."""
     try:
-        return tokens.view(account.id, limits), wakeups.latency_s(account.id)
+        views = tokens.views([(account.id, limits) for account, limits in wanted])
+        return list(zip(views, wakeups.latencies_s([account.id for account, _ in wanted]), strict=True))
     except TokensUnavailable as error:
-        log.warning("tokens_unavailable", account_id=account.id, error=str(error))
-        return None, EXPECTED_LATENCY_S
+        log.warning("tokens_unavailable", accounts=len(wanted), error=str(error))
+        return [(None, EXPECTED_LATENCY_S)] * len(wanted)
 
 
 def check_times(send_at: datetime | None, expires_at: datetime | None, now: datetime) -> None:
@@ -250,32 +259,6 @@ def check_all_times(wanted: Iterable[Mapping[str, Any]], now: datetime) -> None:
 def check_reuse(first_use: Accepted, fingerprint: str) -> None:
     if first_use.fingerprint != fingerprint:
         raise KeyReused("This Idempotency-Key was used before with another body; use a new key for a new message")
-
-
-def _check_accounts(wanted: Sequence[Mapping[str, Any]], standings: Mapping[tuple[str, int], Standing]) -> None:
-    known = {account_id for account_id, _ in standings}
-    missing = {n: m["account_id"] for n, m in enumerate(wanted) if m["account_id"] not in known}
-    if missing:
-        raise no_accounts(missing)
-
-
-def no_accounts(missing: Mapping[int, str]) -> NotFound:
-    """Of the accounts named in a list of messages these are none, or none that the caller may know of."""
-    words = {n: f"No account {account_id}" for n, account_id in missing.items()}
-    details = {"messages": {str(n): {"accountId": [said]} for n, said in words.items()}}
-    return NotFound(next(iter(words.values())), details)
-
-
-def _line(message: Mapping[str, Any]) -> tuple[str, int]:
-    return message["account_id"], message["priority"]
-
-
-def _shares(wanted: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """Each account's messages, as places in the list."""
-    by_account: dict[str, list[int]] = {}
-    for n, message in enumerate(wanted):
-        by_account.setdefault(message["account_id"], []).append(n)
-    return list(by_account.values())
 
 
 def _blocked_by(promise: Estimate, *, held: bool) -> BlockedBy | None:

@@ -12,6 +12,7 @@ Races closed here:
 
 import itertools
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,11 +53,13 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """A claim whose drain is gone, or should be: `time_left_s` until its loan ends (negative: it has)."""
+    """A claim whose drain is gone, or should be: `time_left_s` until its loan ends (negative: it has). server_up_s: how
+    long PostgreSQL has been running."""
 
     claim: Claim
     worker: int
     time_left_s: float
+    server_up_s: float = math.inf
 
 
 # --- in -------------------------------------------------------------------------------------------------------------
@@ -696,7 +699,8 @@ def bury_unverified(c: Connection, claim: Claim, reason: DeadLetterReason, error
 _ORPHANS = """
 SELECT m.id, m.account_id, m.recipient_id, m.priority, m.content, m.media_ids, m.attempts, m.tries, a.token, a.worker,
        m.request_id, m.traceparent,
-       extract(epoch FROM a.deadline_at - clock_timestamp())::float8 AS time_left_s
+       extract(epoch FROM a.deadline_at - clock_timestamp())::float8 AS time_left_s,
+       extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())::float8 AS server_up_s
 FROM attempts a JOIN messages m ON m.id = a.message_id AND m.state = 'sending' AND m.attempts = a.number
 WHERE a.outcome IS NULL
   AND (a.deadline_at < now() - %(grace_s)s * interval '1 second'
@@ -709,7 +713,7 @@ ORDER BY a.deadline_at LIMIT %(want)s
 def find_orphans(db: Database, *, grace_s: float, lock_class: int, want: int = 1000) -> list[Orphan]:
     """Claims past their deadline, or whose worker holds its advisory lock no more, which means that it is dead."""
     rows = db.all(_ORPHANS, {"grace_s": grace_s, "lock_class": lock_class, "want": want})
-    return [Orphan(_claim(row), row["worker"], row["time_left_s"]) for row in rows]
+    return [Orphan(_claim(row), row["worker"], row["time_left_s"], row["server_up_s"]) for row in rows]
 
 
 # A message that waits to be sent again after an unknown outcome may have arrived already: to call it expired or

@@ -5,6 +5,7 @@ once too often: a drain that finds nothing to do costs two round trips. So nothi
 here is the truth.
 """
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ PUBLISHED_FOR_S = 3.0
 """A drain task that has not begun this long after it was published counts as lost."""
 DRAIN_LEASE_S = 3.0
 """A drain that has not renewed its place for this long counts as dead."""
+BROKER_AWAY_FOR_S = 6
+"""How long a pacer's word counts that it cannot reach Celery's broker: it repeats it sooner while anything is due."""
 EXPECTED_LATENCY_S = 0.2
 """Of an upstream that has not answered yet."""
 
@@ -28,6 +31,7 @@ _KEYS = "paceline:{wakeups}:"
 _DUE, _PUBLISHED, _NUDGE = _KEYS + "due", _KEYS + "published", _KEYS + "nudge"
 _AGAIN, _VERIFY = _KEYS + "again", _KEYS + "verify"
 _PROCESSED, _LATENCY = _KEYS + "processed", _KEYS + "latency"
+_BROKER_AWAY = _KEYS + "broker_away"
 
 log = logger(__name__)
 
@@ -65,6 +69,20 @@ class Wakeups:
             self.wake(account_id, delay_s)
         except TokensUnavailable as error:
             log.warning("wake_lost", account_id=account_id, error=str(error))
+
+    def try_wake_many(self, delays_s: Mapping[str, float]) -> None:
+        """The same for many accounts, each in so many seconds, in one round trip."""
+
+        def wake() -> None:
+            with self._redis.pipeline(transaction=False) as pipe:
+                for account_id, delay_s in delays_s.items():
+                    self._wake(keys=[_DUE, _NUDGE], args=[account_id, to_us(delay_s)], client=pipe)
+                pipe.execute()
+
+        try:
+            answered(wake)
+        except TokensUnavailable as error:
+            log.warning("wakes_lost", accounts=len(delays_s), error=str(error))
 
     def wake_all(self, accounts: list[str]) -> int:
         """Wake those that have neither a wake-up nor a drain. Returns how many."""
@@ -120,16 +138,30 @@ class Wakeups:
         keys = [_drains(account_id), _AGAIN, _DUE, _NUDGE]
         answered(lambda: self._end_drain(keys=keys, args=[account_id, drain_id]))
 
-    def evict(self, account_id: str, worker: int) -> None:
-        """Clear the places of a dead worker's drains (named `<worker>.…`), so that others need not wait for its leases
-        to end."""
+    def evict(self, accounts: Sequence[str], workers: Collection[int]) -> int:
+        """Clear the places that dead workers' drains (named `<worker>.…`) have on these accounts, so that others need
+        not wait for their leases to end. Returns how many it cleared."""
+        dead = tuple(f"{worker}." for worker in workers)
 
-        def clear() -> None:
-            drains = map(str, self._redis.zrange(_drains(account_id), 0, -1))
-            if gone := [drain for drain in drains if drain.startswith(f"{worker}.")]:
-                self._redis.zrem(_drains(account_id), *gone)
+        def clear() -> int:
+            with self._redis.pipeline(transaction=False) as pipe:
+                for account_id in accounts:
+                    pipe.zrange(_drains(account_id), 0, -1)
+                placed = dict(zip(accounts, pipe.execute(), strict=True))
+                gone = {
+                    account: [d for d in map(str, drains) if d.startswith(dead)] for account, drains in placed.items()
+                }
+                for account_id, drains in gone.items():
+                    if drains:
+                        pipe.zrem(_drains(account_id), *drains)
+                return sum(pipe.execute())
 
-        answered(clear)
+        return answered(clear) if accounts and dead else 0
+
+    def publish_again(self) -> None:
+        """Forget which drains have been published and have not begun: a process died, and nobody knows which of them it
+        had in hand. One that is published twice costs a look."""
+        answered(lambda: self._redis.delete(_PUBLISHED))
 
     def may_verify(self, every_s: float) -> bool:
         """Whether it is time to have unknown outcomes looked up again, whoever asks: at most once in `every_s`."""
@@ -149,7 +181,11 @@ class Wakeups:
 
     def latency_s(self, account_id: str) -> float:
         """How long the account's upstream takes to answer, as of late."""
-        return float(answered(lambda: self._redis.hget(_LATENCY, account_id)) or EXPECTED_LATENCY_S)
+        return self.latencies_s([account_id])[0]
+
+    def latencies_s(self, accounts: list[str]) -> list[float]:
+        found = answered(lambda: self._redis.hmget(_LATENCY, accounts)) if accounts else []
+        return [float(latency or EXPECTED_LATENCY_S) for latency in found]
 
     def last_processed_s(self, accounts: list[str]) -> float | None:
         """Unix time of the last message dealt with on any of these accounts, as far as Redis remembers."""
@@ -157,6 +193,14 @@ class Wakeups:
             return None
         times = answered(lambda: self._redis.hmget(_PROCESSED, accounts))
         return max((float(time) for time in times if time), default=None)
+
+    def note_broker_away(self) -> None:
+        """A pacer could not publish what is due."""
+        answered(lambda: self._redis.set(_BROKER_AWAY, "1", ex=BROKER_AWAY_FOR_S))
+
+    def broker_is_away(self) -> bool:
+        """Whether a pacer said so lately."""
+        return bool(answered(lambda: self._redis.exists(_BROKER_AWAY)))
 
     def beat(self, kind: str, name: str, for_s: float) -> None:
         """A process of some kind says that it lives, for `for_s` seconds."""
