@@ -29,7 +29,6 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
         roles=ADMINS,
         body=schemas.AccountIn,
         answers={200: schemas.AccountOut},
-        errors=(404, 413, 415),
     )
     def put_account(account_id: str, body: dict[str, Any]) -> Any:
         account = accounts.put(
@@ -48,7 +47,6 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
         roles=ADMINS,
         body=schemas.Pause,
         answers={200: schemas.AccountOut},
-        errors=(404, 413, 415),
     )
     def pause(account_id: str, body: dict[str, Any]) -> Any:
         account = accounts.pause(
@@ -57,7 +55,7 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
         return _shown(account, default_limits), 200
 
     @routes.post("/accounts/<account_id>/resume")
-    @endpoint("Let an account's messages go on", roles=ADMINS, answers={200: schemas.AccountOut}, errors=(404,))
+    @endpoint("Let an account's messages go on", roles=ADMINS, answers={200: schemas.AccountOut})
     def resume(account_id: str) -> Any:
         return _shown(accounts.resume(g.caller.account(account_id), by=actor()), default_limits), 200
 

@@ -111,7 +111,7 @@ def _known(error: Exception) -> ApiError | None:
 
 
 def _cut(details: dict[str, Any]) -> dict[str, Any]:
-    """Of a long list of messages, what is wrong with the first hundred of those that are, and how many more there are."""
+    """Of a long list of messages, what is wrong with the first of them, and with how many more something is."""
     wrong = details.get("messages")
     if not isinstance(wrong, dict) or len(wrong) <= MOST_DETAILS:
         return details

@@ -9,15 +9,15 @@ from flask import Blueprint, g, request, url_for
 from werkzeug.exceptions import NotFound as NoSuchRoute
 
 from api import accounts, schemas
-from api.auth import ADMINS, DEFAULT_ACCOUNT, EVERYONE, SENDERS, actor
+from api.auth import ADMINS, DEFAULT_ACCOUNT, EVERYONE, SENDERS, Caller, actor
 from api.endpoint import endpoint
 from api.errors import ApiError
 from workers.bootstrap import Adapters
 from workers.domain.errors import NotFound
 from workers.domain.state import State, Status
+from workers.services.bulk import no_accounts
 from workers.services.cancel import cancel
 from workers.services.queries import AccountStatus, Dossier
-from workers.services.submit import no_accounts
 from workers.store.audit import AuditFilter
 from workers.store.queries import FailureFilter, MessageFilter
 from workers.store.session import Row
@@ -49,7 +49,6 @@ def blueprint(adapters: Adapters) -> Blueprint:
         roles=EVERYONE,
         query=schemas.Narrow,
         answers={200: schemas.StatusOut},
-        errors=(404,),
     )
     def status(query: dict[str, Any]) -> Any:
         now = datetime.now(UTC)
@@ -81,7 +80,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
         roles=SENDERS,
         body=schemas.Send,
         answers={202: schemas.Receipt},
-        errors=(404, 409, 413, 415),
+        errors=(409,),
         headers={
             "Idempotency-Key": "The same key and body again answer with the same message (at most 255 characters)"
         },
@@ -113,8 +112,9 @@ def blueprint(adapters: Adapters) -> Blueprint:
         roles=SENDERS,
         body=schemas.SendBulk,
         answers={202: schemas.BulkReceipt},
-        errors=(404, 409, 413, 415),
+        errors=(409,),
         headers={"Idempotency-Key": "The same key and body again answer with the same messages"},
+        answer_headers={"Idempotent-Replayed": "`true` if this Idempotency-Key had been used already"},
     )
     def send_bulk(body: dict[str, Any]) -> Any:
         key = _idempotency_key()
@@ -129,10 +129,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
         return receipt, 202, {"Idempotent-Replayed": "true"} if receipt.replayed else {}
 
     @routes.get("/messages")
-    @endpoint(
-        "Messages, newest first", roles=SENDERS, query=schemas.MessagesQuery, answers={200: schemas.MessagePage},
-        errors=(404,),
-    )  # fmt: skip
+    @endpoint("Messages, newest first", roles=SENDERS, query=schemas.MessagesQuery, answers={200: schemas.MessagePage})
     def messages(query: dict[str, Any]) -> Any:
         scope = g.caller.scope(query.get("account_id"))
         status: Status | None = query.get("status")
@@ -147,21 +144,20 @@ def blueprint(adapters: Adapters) -> Blueprint:
         return {"messages": [_message(row) for row in page], "next_cursor": next_cursor}, 200
 
     @routes.get("/messages/<message_id>")
-    @endpoint("A message whole", roles=SENDERS, answers={200: schemas.MessageWhole}, errors=(404,))
+    @endpoint("A message whole", roles=SENDERS, answers={200: schemas.MessageWhole})
     def message(message_id: str) -> Any:
         return _whole(reader.message(message_id, g.caller.scope())), 200
 
     @routes.delete("/messages/<message_id>")
-    @endpoint("Cancel a waiting message", roles=SENDERS, answers={200: schemas.Cancelled}, errors=(404, 409))
+    @endpoint("Cancel a waiting message", roles=SENDERS, answers={200: schemas.Cancelled}, errors=(409,))
     def delete(message_id: str) -> Any:
         cancel(adapters.db, adapters.wakeups, message_id, scope=g.caller.scope(), by=actor())
         return {"message_id": message_id}, 200
 
     @routes.get("/failed")
     @endpoint(
-        "Open dead letters, latest first", roles=SENDERS, query=schemas.FailedQuery, answers={200: schemas.FailedPage},
-        errors=(404,),
-    )  # fmt: skip
+        "Open dead letters, latest first", roles=SENDERS, query=schemas.FailedQuery, answers={200: schemas.FailedPage}
+    )
     def failed(query: dict[str, Any]) -> Any:
         scope = g.caller.scope(query.get("account_id"))
         limit, offset = query.pop("limit"), query.pop("offset")
@@ -175,7 +171,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
         }, 200
 
     @routes.post("/<message_id>/retry")
-    @endpoint("Queue a failed message again", roles=ADMINS, answers={202: schemas.Retried}, errors=(404, 409))
+    @endpoint("Queue a failed message again", roles=ADMINS, answers={202: schemas.Retried}, errors=(409,))
     def retry(message_id: str) -> Any:
         queued_at = failures.retry(message_id, scope=g.caller.scope(), by=actor())
         return {"message_id": message_id, "queued_at": queued_at}, 202
@@ -186,7 +182,6 @@ def blueprint(adapters: Adapters) -> Blueprint:
         roles=ADMINS,
         body=schemas.Redrive,
         answers={202: schemas.Redriven},
-        errors=(404, 413, 415),
     )
     def redrive(body: dict[str, Any]) -> Any:
         scope = g.caller.scope(body.get("account_id"))
@@ -202,7 +197,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
         roles=ADMINS,
         body=schemas.Resolve,
         answers={200: schemas.Resolved},
-        errors=(404, 409, 413, 415),
+        errors=(409,),
     )
     def resolve(message_id: str, body: dict[str, Any]) -> Any:
         failures.resolve_as_sent(message_id, scope=g.caller.scope(), by=actor())
@@ -211,8 +206,10 @@ def blueprint(adapters: Adapters) -> Blueprint:
     @routes.get("/audit")
     @endpoint(
         "Who did what, when, from which request; latest first",
-        roles=ADMINS, query=schemas.AuditQuery, answers={200: schemas.AuditPage}, errors=(404,),
-    )  # fmt: skip
+        roles=ADMINS,
+        query=schemas.AuditQuery,
+        answers={200: schemas.AuditPage},
+    )
     def audit(query: dict[str, Any]) -> Any:
         scope = g.caller.scope(query.get("account_id"))
         limit, cursor = query.pop("limit"), query.pop("cursor", None)
@@ -233,11 +230,12 @@ def _idempotency_key() -> str | None:
 
 def _with_accounts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each with the account that it means. Raises NotFound, with all that the caller may not know of."""
+    caller: Caller = g.caller
     missing: dict[int, str] = {}
     for n, message in enumerate(messages):
         named = message.get("account_id")
         try:
-            message["account_id"] = g.caller.account(named)
+            message["account_id"] = caller.account(named)
         except NotFound:
             missing[n] = named or DEFAULT_ACCOUNT
     if missing:

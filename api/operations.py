@@ -116,7 +116,6 @@ class Standing:
     def collect(self) -> Iterator[Metric]:
         found = {name: GaugeMetricFamily(name, words, labels=labels) for name, (words, labels) in GAUGES.items()}
         found["paceline_queue_depth_limit"].add_metric([], self._adapters.settings.max_queue_depth)
-        found["paceline_queue_depth_limit"].add_metric([], self._adapters.settings.max_queue_depth)
         self._accounts(found)
         self._processes(found)
         yield from found.values()

@@ -3,6 +3,7 @@
 import json
 import re
 from datetime import MAXYEAR, MINYEAR, UTC, datetime
+from functools import cache
 from typing import Any, ClassVar
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates_schema
@@ -247,13 +248,13 @@ class FailedQuery(Narrow):
 class AuditQuery(Narrow):
     subject = Text(validate=validate.Length(1, 255))
     action = fields.Enum(Action, by_value=True)
-    message_id = Text(data_key="messageId", validate=validate.Regexp(MESSAGE_ID, error="Must be a message id."))
+    message_id = Text(data_key="messageId", validate=Matches(MESSAGE_ID, error="Must be a message id."))
     request_id = Text(data_key="requestId", validate=validate.Length(1, 128))
     since = Time(metadata={"description": "At this time or later"})
     until = Time(metadata={"description": "Before this time"})
     limit = fields.Integer(load_default=50, validate=validate.Range(1, 200))
     cursor = Text(
-        validate=validate.Regexp(AUDIT_CURSOR, error="Must be the nextCursor of an earlier answer."),
+        validate=Matches(AUDIT_CURSOR, error="Must be the nextCursor of an earlier answer."),
         metadata={"description": "nextCursor of the page before"},
     )
 
@@ -346,12 +347,13 @@ class Receipts(fields.List):
         super().__init__(fields.Nested(Receipt), **kwargs)
 
     def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        shown = cache(iso)  # many share their times
         return [
             {
                 "messageId": receipt.message_id,
                 "status": "queued",
-                "queuedAt": iso(receipt.queued_at),
-                "estimatedSendTime": iso(receipt.estimated_at),
+                "queuedAt": shown(receipt.queued_at),
+                "estimatedSendTime": shown(receipt.estimated_at),
                 "message": "Message queued successfully",
                 "accountId": receipt.account_id,
                 "position": receipt.position,

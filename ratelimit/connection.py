@@ -27,6 +27,8 @@ AWAY = (
     redis.exceptions.OutOfMemoryError,
 )
 """What Redis answers, or does not, when nothing can be done with it right now."""
+REFUSES = ("NOREPLICAS", "MISCONF", "MASTERDOWN")
+"""The same, of a server that is there and may not write just now: too few replicas, no room on its disk, no master."""
 
 _KNOW_SERVER = Path(__file__).with_name("know_server.lua").read_text()
 
@@ -56,6 +58,10 @@ def answered(call: Callable[[], _T]) -> _T:
         return call()
     except AWAY as error:
         raise TokensUnavailable(f"Redis did not answer: {error}") from error
+    except redis.ResponseError as error:
+        if not str(error).startswith(REFUSES):
+            raise
+        raise TokensUnavailable(f"Redis refuses: {error}") from error
 
 
 def script(client: redis.Redis, path: Path) -> Any:

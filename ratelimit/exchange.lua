@@ -32,12 +32,12 @@ end
 local at = 0
 local function arg() at = at + 1; return ARGV[at] end
 local lease_us, want, grant = tonumber(arg()), tonumber(arg()), arg()
-local limits, longest, shortest = {}, 0, math.huge
+local limits, longest = {}, 0
 for i = 1, tonumber(arg()) do
   limits[i] = {count = tonumber(arg()), period = tonumber(arg())}
   longest = math.max(longest, limits[i].period)
-  shortest = math.min(shortest, limits[i].period)
 end
+-- By the tightest limit; negative for uses beyond it.
 local function free_now()
   local free = math.huge
   for _, limit in ipairs(limits) do
@@ -48,18 +48,14 @@ local function free_now()
 end
 
 for _ = 1, tonumber(arg()) do redis.call('ZREM', uses, arg()) end
--- Late is what had lost its place already, so that others may have it. Looking for that is all it costs in the ordinary
--- case.
-local returned, late = tonumber(arg()), false
-for i = at + 1, at + returned do
-  local ended = redis.call('ZSCORE', uses, ARGV[i])
-  late = late or (ended and tonumber(ended) <= now - shortest)
-end
-local excess = late and math.max(0, -free_now())
+local returned = tonumber(arg())
+local free_before = returned > 0 and free_now() or 0
 -- XX: a token that is not known here was lost with the data; the rebuild brings its use back from the books.
 for _ = 1, returned do redis.call('ZADD', uses, 'XX', us(now), arg()) end
 if returned > 0 then keep_for(longest) end
-local overshoot = late and math.max(0, -free_now()) - excess or 0
+local free = free_now()
+-- What is returned in time has held its place all the while, and changes nothing.
+local overshoot = returned > 0 and math.max(0, -free) - math.max(0, -free_before) or 0
 if want == 0 then return {0, 0, -1, 0, overshoot} end
 
 local state = redis.call('HMGET', gate, 'known', 'cooldown')
@@ -70,7 +66,7 @@ if not known or known < longest then return {-1, 0, -1, 0, overshoot} end
 redis.call('ZREMRANGEBYSCORE', uses, '-inf', us(now - 2 * longest))
 if known > 2 * longest then redis.call('HSET', gate, 'known', us(2 * longest)) end
 local cooldown = tonumber(state[2] or 0)
-local free = cooldown > now and 0 or free_now()
+if cooldown > now then free = 0 end
 local granted = math.max(0, math.min(want, free))
 
 -- A limit has its g-th token free once its (count - g + 1)-th latest use is a period old.

@@ -20,7 +20,12 @@ PERIOD_S = 1.0
 LOOK_S = 0.2
 """How often it looks meanwhile whether everybody is still there: one question to PostgreSQL."""
 HURRY_FOR_S = 2 * DEAD_FOR_S
+BY_NAME_EVERY = 10
+"""Rounds."""
 CHORES_S = 30.0
+OVERLOOKED_S = 120.0
+"""It looks at the tokens of every account that has something due."""
+PRUNED_AT_ONCE = 500
 DAY_S = 86_400.0
 VERIFY_EVERY_S = 1.0
 """However many pacers there are, one look-up task is published this often."""
@@ -37,7 +42,9 @@ class Reconciler:
         self._rescuer = adapters.rescuer()
         self._departures = Departures(adapters.db, adapters.wakeups)
         self._stopping = threading.Event()
-        self._chores_s = self._hurry_until_s = 0.0
+        self._chores_s = self._overlooked_s = self._hurry_until_s = 0.0
+        self._rounds = -1
+        self._more_to_prune = False
 
     def tick(self) -> Mapping[str, int]:
         """One round. Returns what it found to do."""
@@ -49,16 +56,19 @@ class Reconciler:
             "gone": self._departures.notice,
             "rescued": self._rescuer.rescue,
             "expired": lambda: expire(a.db, a.wakeups),
-            "woken": lambda: a.wakeups.wake_all(messages.accounts_waiting(a.db)),
+            "woken": self._wake_forgotten,
             "verifying": self._have_verified,
-            "pruned": self._prune,  # a small batch each time: nothing else must wait for it
-            "audit_pruned": lambda: audit.prune(a.db, a.settings.audit_retention_days * DAY_S),
         }
+        if monotonic_s() - self._overlooked_s > OVERLOOKED_S:
+            self._overlooked_s = monotonic_s()
+            steps["overlooked"] = lambda: wake_overlooked(a.db, a.tokens, a.wakeups, a.settings.rate_limit)
         if monotonic_s() - self._chores_s > CHORES_S:
             self._chores_s = monotonic_s()
+            self._more_to_prune = True
             steps["lines_mended"] = lambda: messages.mend_headless_lines(a.db)
             steps["tallies_folded"] = lambda: messages.fold_tallies(a.db)
-            steps["overlooked"] = lambda: wake_overlooked(a.db, a.tokens, a.wakeups, a.settings.rate_limit)
+        if self._more_to_prune:
+            steps["pruned"] = self._prune
         return {name: self._try(name, step) for name, step in steps.items()}
 
     def run(self) -> None:
@@ -82,12 +92,26 @@ class Reconciler:
             if monotonic_s() < self._hurry_until_s:
                 return
 
+    def _wake_forgotten(self) -> int:
+        """Wake the accounts that wait with neither a wake-up nor a drain. Where there are as many wake-ups as accounts
+        that wait, which is how thousands spend their time until tokens return, the names are asked for only now and
+        then: one of them may have a wake-up too many, and another none."""
+        a = self._a
+        self._rounds += 1
+        if self._rounds % BY_NAME_EVERY and messages.count_accounts_waiting(a.db) <= a.wakeups.count():
+            return 0
+        return a.wakeups.wake_all(messages.accounts_waiting(a.db))
+
     def _prune(self) -> int:
-        """Attempts are also the books of the tokens: none is pruned before the period of its limit is over."""
-        limits = {account.limits or self._a.settings.rate_limit for account in accounts.all_of(self._a.db)}
-        longest_s = max((limit.longest_period_s for limit in limits), default=0.0)
-        keep_s = max(self._a.settings.retention_days * DAY_S, longest_s + DAY_S)
-        return messages.prune(self._a.db, keep_s)
+        """A small batch a round, so that nothing else waits for it, until there is no more; then it rests until the next
+        chores. Attempts are also the books of the tokens: none goes before the period of its limit is over."""
+        a, settings = self._a, self._a.settings
+        limits = accounts.limits_in_use(a.db) | {settings.rate_limit}
+        keep_s = max(settings.retention_days * DAY_S, max(limit.longest_period_s for limit in limits) + DAY_S)
+        pruned = messages.prune(a.db, keep_s, PRUNED_AT_ONCE)
+        forgotten = audit.prune(a.db, settings.audit_retention_days * DAY_S, PRUNED_AT_ONCE)
+        self._more_to_prune = PRUNED_AT_ONCE in (pruned, forgotten)
+        return pruned + forgotten
 
     def _have_verified(self) -> int:
         if not messages.lookups_due(self._a.db) or not self._a.wakeups.alive("worker"):

@@ -303,9 +303,7 @@ def test_lists_and_single_messages_come_in_crosswise_while_others_leave(
     assert all(order == sorted(order) for order in arrived.values())
 
 
-def test_who_has_lost_the_race_for_a_head_holds_on_to_the_others(
-    adapters: Adapters, submit: Submit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_has_lost_the_race_for_a_head_holds_on_to_the_others(adapters: Adapters, submit: Submit) -> None:
     """Between the look at a line and the insert the line's head changes: seen once, then all heads stay as they are."""
     for _ in range(2):
         submit("fan-1")

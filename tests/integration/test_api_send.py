@@ -138,7 +138,7 @@ def test_up_to_the_edge_it_is_accepted(send: Send, fields: dict[str, Any]) -> No
     [
         *(("recipientId", value) for value in ("", "x" * 256, 5, None, True, ["fan"], {"id": "fan"})),
         *(("content", value) for value in ("", "x" * 10_001, 5, None)),
-        *(("priority", value) for value in (5.5, 1e400, "5", True, False, 0, 11, -1, 10**30, None, [5])),
+        *(("priority", value) for value in (5.5, "5", True, False, 0, 11, -1, 10**30, None, [5])),
         *(("accountId", value) for value in ("", "x" * 65, 5, None)),
         *(("mediaIds", value) for value in ("m-1", [""], [5], [None], ["m"] * 101, {}, None)),
         *(("batchId", value) for value in ("", "x" * 256, 5)),

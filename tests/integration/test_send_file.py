@@ -104,7 +104,7 @@ def test_again_it_queues_nothing_and_under_another_name_all(sender: Make, adapte
 def test_an_answer_that_got_lost_is_asked_for_again(sender: Make, wire: Wire, adapters: Adapters) -> None:
     wire.faults += [502, "cut", "cut"]
     sent = sender().send(read(TEN, "f"), 4)
-    assert (sent.queued, sent.again) == (10, 4)
+    assert (sent.queued, sent.again) == (10, 0)
     assert queued(adapters) == FANS
     assert len(set(wire.keys[:4])) == 1
 
@@ -172,6 +172,21 @@ def test_what_the_api_refuses_is_told_by_line(sender: Make, adapters: Adapters) 
     assert queued(adapters) == FANS[:8]
     with pytest.raises(SendFailed, match="line 1: accountId: No account nobody"):
         sender("another file").send(read(TEN, "f", accountId="nobody"), 4)
+
+
+def test_nobody_there_is_said_and_asked_again(sender: Make, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    wire.server.shutdown()
+    wire.server.server_close()
+    someone = sender()
+
+    def wait(_: float) -> None:
+        monkeypatch.setattr("deploy.send.GIVE_UP_AFTER_S", 0.0)
+
+    someone.wait = wait
+    with pytest.raises(SendFailed, match=r"does not answer: .*Connection refused"):
+        someone.send(read(TEN, "f"), 10)
+    [said] = someone.words  # type: ignore[attr-defined]
+    assert said.startswith("no answer (")
 
 
 def test_a_token_that_is_none_is_said_at_once(wire: Wire, adapters: Adapters) -> None:

@@ -25,21 +25,20 @@ _MOST_URGENT = 10
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What of a list goes to one account: places in the list. standing: of the first of them."""
+    """What of a list goes to one account. numbers: places in the list."""
 
     standing: Standing
-    members: list[int]
+    numbers: list[int]
 
 
-def shares(wanted: Sequence[Mapping[str, Any]], standings: Mapping[tuple[str, int], Standing]) -> list[Share]:
+def shares(wanted: Sequence[Mapping[str, Any]], standings: Mapping[str, Standing]) -> list[Share]:
     """Split a list by account. Raises NotFound for accounts that there are not."""
-    members: dict[str, list[int]] = {}
+    by_account: dict[str, list[int]] = {}
     for n, message in enumerate(wanted):
-        members.setdefault(message["account_id"], []).append(n)
-    known = {account_id for account_id, _ in standings}
-    if missing := {n: account_id for account_id in members.keys() - known for n in members[account_id]}:
+        by_account.setdefault(message["account_id"], []).append(n)
+    if missing := {n: account_id for account_id in by_account.keys() - standings for n in by_account[account_id]}:
         raise no_accounts(missing)
-    return [Share(standings[account_id, wanted[ns[0]]["priority"]], ns) for account_id, ns in members.items()]
+    return [Share(standings[account_id], numbers) for account_id, numbers in by_account.items()]
 
 
 def no_accounts(missing: Mapping[int, str]) -> NotFound:
@@ -62,29 +61,26 @@ def ids_like(message_id: str, n: int) -> list[str]:
     return [stem + "".join(number) for number in islice(product(_DIGITS, repeat=_NUMBER), n)]
 
 
-def line_up(
-    wanted: Sequence[Mapping[str, Any]], standings: Mapping[tuple[str, int], Standing], now: datetime
-) -> list[Place]:
+def line_up(wanted: Sequence[Mapping[str, Any]], standings: Mapping[str, Standing], now: datetime) -> list[Place]:
     """Where each of these will stand once all are in: behind what waits already, then by priority, then in order.
 
     Every one gets the place that it would have got had they been sent one by one, the most urgent first and those for
-    later (sendAt) last. wanted: the fields of `NewMessage`; standings: of each account and priority among them.
-    Example: behind two waiting ones, priorities 5, 9, 5 get the places 4, 3, 5.
+    later (sendAt) last. Example: behind two waiting ones of priority 5, priorities 5, 9, 5 get the places 4, 1, 5.
     """
     due_s = [max(0.0, (m["send_at"] - now).total_seconds()) if m.get("send_at") else 0.0 for m in wanted]
-    lines = [(m["account_id"], m["priority"]) for m in wanted]
-    joining = Counter(line for line, wait_s in zip(lines, due_s, strict=True) if not wait_s)
+    levels = [(m["account_id"], m["priority"]) for m in wanted]
+    joining = Counter(level for level, wait_s in zip(levels, due_s, strict=True) if not wait_s)
     ahead = {
-        (account_id, priority): standing.ahead
+        (account_id, priority): standings[account_id].ahead(priority)
         + sum(joining[account_id, higher] for higher in range(priority + 1, _MOST_URGENT + 1))
-        for (account_id, priority), standing in standings.items()
+        for account_id, priority in set(levels)
     }
-    behind_all = {line: before + joining[line] for line, before in ahead.items()}
+    behind_all = {level: before + joining[level] for level, before in ahead.items()}
     places = []
-    for line, wait_s in zip(lines, due_s, strict=True):
+    for level, wait_s in zip(levels, due_s, strict=True):
         if wait_s:
-            places.append(Place(behind_all[line] + 1, State.SCHEDULED, wait_s))
+            places.append(Place(behind_all[level] + 1, State.SCHEDULED, wait_s))
         else:
-            ahead[line] += 1
-            places.append(Place(ahead[line], State.QUEUED, 0.0))
+            ahead[level] += 1
+            places.append(Place(ahead[level], State.QUEUED, 0.0))
     return places

@@ -81,12 +81,13 @@ class Submitter:
         """
         now = datetime.now(UTC)
         message = NewMessage(id=f"msg_{ULID()}", account_id=account_id, **wanted)
-        standing = accounts.standing(self.db, account_id, message.priority)
+        standing = accounts.standings(self.db, [account_id]).get(account_id)
         if standing is None:
             raise NotFound(f"No account {account_id}")
+        position = standing.ahead(message.priority) + 1
         due_s = (message.send_at - now).total_seconds() if message.send_at else 0.0
         state = State.SCHEDULED if due_s > 0 else State.QUEUED
-        [[promise]] = self._estimate([(standing, [Place(standing.ahead + 1, state, max(due_s, 0.0))])], now)
+        [[promise]] = self._estimate([(standing, [Place(position, state, max(due_s, 0.0))])], now)
         with self._unless_accepted_before(by, key):
             check_times(message.send_at, message.expires_at, now)
             self._check_room(standing, 1, now)
@@ -102,7 +103,7 @@ class Submitter:
             message_id=accepted.message_id,
             account_id=account_id,
             queued_at=accepted.queued_at,
-            position=standing.ahead + 1,
+            position=position,
             estimated_at=promise.at and max(promise.at, accepted.queued_at),
             blocked_by=_blocked_by(promise, held=accepted.state == State.HELD),
             replayed=accepted.replayed,
@@ -118,13 +119,13 @@ class Submitter:
         the log and one entry per account in the audit stand for all: their ids run from the first to the last.
         """
         now = datetime.now(UTC)
-        standings = accounts.standings(self.db, {(m["account_id"], m["priority"]) for m in wanted})
+        standings = accounts.standings(self.db, {m["account_id"] for m in wanted})
         by_account = shares(wanted, standings)
         places = line_up(wanted, standings, now)
         with self._unless_accepted_before(by, key):
             check_all_times(wanted, now)
             for share in by_account:
-                self._check_room(share.standing, len(share.members), now)
+                self._check_room(share.standing, len(share.numbers), now)
         promises = self._promises(by_account, places, now)
         ids = ids_like(first_id(), len(wanted))
         last = max(range(len(wanted)), key=lambda n: (promises[n].at or _NEVER, places[n].position))
@@ -142,9 +143,9 @@ class Submitter:
         log.info("messages_accepted", count=len(ids), accounts=len(by_account), first_id=ids[0], last_id=ids[-1])
         wakes: dict[str, float] = {}
         for share in by_account:
-            account, first = share.standing.account, share.members[0]
-            telemetry.messages_accepted.labels(account.channel).inc(len(share.members))
-            due_s = min(places[n].due_s for n in share.members)
+            account, first = share.standing.account, share.numbers[0]
+            telemetry.messages_accepted.labels(account.channel).inc(len(share.numbers))
+            due_s = min(places[n].due_s for n in share.numbers)
             if (wake_in_s := _wake_in_s(account, promises[first], due_s)) is not None:
                 wakes[account.id] = wake_in_s
         self.wakeups.try_wake_many(wakes)
@@ -163,11 +164,11 @@ class Submitter:
 
     def _promises(self, by_account: Sequence[Share], places: Sequence[Place], now: datetime) -> list[Estimate]:
         """An estimate for each place of a list."""
-        found = self._estimate([(share.standing, [places[n] for n in share.members]) for share in by_account], now)
+        found = self._estimate([(share.standing, [places[n] for n in share.numbers]) for share in by_account], now)
         promises = {
             n: promise
             for share, promised in zip(by_account, found, strict=True)
-            for n, promise in zip(share.members, promised, strict=True)
+            for n, promise in zip(share.numbers, promised, strict=True)
         }
         return [promises[n] for n in range(len(places))]
 

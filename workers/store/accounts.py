@@ -1,6 +1,6 @@
 """Accounts: their limits, keys, pauses and cooldowns."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -50,15 +50,25 @@ def all_of(db: Database, ids: list[str] | None = None) -> list[Account]:
     return [_account(row) for row in db.all(_LIST, {"ids": ids})]
 
 
+def limits_in_use(db: Database) -> set[Limits]:
+    """The limits that accounts have of their own."""
+    rows = db.all("SELECT DISTINCT limits FROM accounts WHERE limits IS NOT NULL")
+    return {Limits.parse(row["limits"]) for row in rows}
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """An account as a new message finds it: how many wait, how many of these would go before it, and the tokens that
-    messages have been put to of late."""
+    """An account as a new message finds it: how many wait, how many of these stand in line by priority, and the tokens
+    that messages have been put to of late."""
 
     account: Account
     depth: int
-    ahead: int
+    waiting: Mapping[int, int]
     tokens: frozenset[str]
+
+    def ahead(self, priority: int) -> int:
+        """How many would go before a new one of this priority."""
+        return sum(n for other, n in self.waiting.items() if other >= priority)
 
 
 # Open attempts, and the latest few of all, which are read off the end of the primary key.
@@ -70,31 +80,19 @@ _TOKENS = """
 """
 
 _STANDINGS = f"""
-SELECT {_COLUMNS}, wanted.priority, t.depth::int, t.ahead::int, ARRAY({_TOKENS}) AS tokens
-FROM unnest(%(account_ids)s::text[], %(priorities)s::smallint[]) AS wanted (account_id, priority)
-JOIN accounts a ON a.id = wanted.account_id
-CROSS JOIN LATERAL (
-    SELECT coalesce(sum(n), 0) AS depth,
-           coalesce(sum(n) FILTER (WHERE state <> 'scheduled' AND priority >= wanted.priority), 0) AS ahead
-    FROM tallies WHERE account_id = a.id AND state IN ('scheduled', 'held', 'queued')
+SELECT {_COLUMNS}, t.depth, t.waiting, ARRAY({_TOKENS}) AS tokens
+FROM accounts a CROSS JOIN LATERAL (
+    SELECT coalesce(sum(n), 0)::int AS depth, jsonb_object_agg(priority, in_line) FILTER (WHERE in_line > 0) AS waiting
+    FROM (SELECT priority, sum(n) AS n, sum(n) FILTER (WHERE state <> 'scheduled') AS in_line
+          FROM tallies WHERE account_id = a.id AND state IN ('scheduled', 'held', 'queued') GROUP BY priority) p
 ) t
+WHERE a.id = ANY(%(account_ids)s::text[])
 """
 
 
-def standings(db: Database, wanted: Collection[tuple[str, int]]) -> dict[tuple[str, int], Standing]:
-    """How new messages of these accounts and priorities would stand. Accounts that there are not are missing."""
-    params = {
-        "account_ids": [account_id for account_id, _ in wanted],
-        "priorities": [priority for _, priority in wanted],
-    }
-    return {
-        (row["id"], row["priority"]): Standing(_account(row), row["depth"], row["ahead"], frozenset(row["tokens"]))
-        for row in db.all(_STANDINGS, params)
-    }
-
-
-def standing(db: Database, account_id: str, priority: int) -> Standing | None:
-    return standings(db, [(account_id, priority)]).get((account_id, priority))
+def standings(db: Database, account_ids: Collection[str]) -> dict[str, Standing]:
+    """Of each of these accounts that there is."""
+    return {row["id"]: _standing(row) for row in db.all(_STANDINGS, {"account_ids": list(account_ids)})}
 
 
 _CLAIMED = f"SELECT ARRAY({_TOKENS}) AS tokens FROM accounts a WHERE a.id = %(account_id)s"
@@ -184,6 +182,11 @@ WHERE id = %(account_id)s RETURNING id
 def cool_down(c: Connection | Database, account_id: str, for_s: float) -> None:
     """Note that the upstream closed the account; a cooldown is only ever extended."""
     c.all(_COOL_DOWN, {"account_id": account_id, "for_s": for_s})
+
+
+def _standing(row: Row) -> Standing:
+    waiting = {int(priority): n for priority, n in (row["waiting"] or {}).items()}
+    return Standing(_account(row), row["depth"], waiting, frozenset(row["tokens"]))
 
 
 def _account(row: Row) -> Account:

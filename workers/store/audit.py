@@ -95,6 +95,6 @@ DELETE FROM audit USING old, allowed WHERE audit.id = old.id RETURNING audit.id
 """
 
 
-def prune(db: Database, older_than_s: float, most: int = 500) -> int:
+def prune(db: Database, older_than_s: float, most: int) -> int:
     """Forget the oldest entries, a small batch at a time; the one thing that may delete any. Returns how many."""
     return len(db.all(_PRUNE, {"older_than_s": older_than_s, "most": most}))

@@ -812,7 +812,7 @@ DELETE FROM messages m USING old WHERE m.id = old.id RETURNING m.id
 """
 
 
-def prune(db: Database, older_than_s: float, most: int = 500) -> int:
+def prune(db: Database, older_than_s: float, most: int) -> int:
     """Forget finished messages, with their attempts, that ended longer ago than this. Never one that waits or is dead.
 
     Ids begin with the time of acceptance, so the primary key leads to the oldest. Returns how many it were, at most
@@ -875,6 +875,15 @@ SELECT t.account_id
 FROM tallies t JOIN accounts a ON a.id = t.account_id AND (a.paused_at IS NULL OR a.paused_until <= now())
 WHERE t.state IN ('scheduled', 'queued') GROUP BY t.account_id HAVING sum(t.n) > 0
 """
+
+
+_COUNT_ACCOUNTS_WAITING = f"SELECT count(*)::int AS n FROM ({_ACCOUNTS_WAITING}) waiting"
+
+
+def count_accounts_waiting(db: Database) -> int:
+    """How many `accounts_waiting` would name."""
+    row = db.one(_COUNT_ACCOUNTS_WAITING)
+    return row["n"] if row else 0
 
 
 def accounts_waiting(db: Database) -> list[str]:

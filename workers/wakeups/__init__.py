@@ -108,6 +108,10 @@ class Wakeups:
         answered(lambda: wake(lost))
         return len(lost)
 
+    def count(self) -> int:
+        """How many accounts have a wake-up."""
+        return int(answered(lambda: self._redis.zcard(_DUE)))
+
     def take_due(self, most: int = 500) -> Due:
         """Take what is due. Whoever takes it publishes it."""
         args = [most, to_us(PUBLISHED_FOR_S)]
