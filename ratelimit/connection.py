@@ -6,7 +6,11 @@ connection first compares the server's run id with the one its data was filled u
 command of ours can reach it.
 """
 
-from collections.abc import Callable
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +21,7 @@ from redis.retry import Retry
 from ratelimit.errors import TokensUnavailable
 
 NAMESPACE = "paceline"
+PAUSE_S = 0.02
 
 _T = TypeVar("_T")
 
@@ -40,7 +45,7 @@ def connect(url: str, *, timeout_s: float = 2.0) -> redis.Redis:
     command may have run, and a token borrowed twice would stay out for its whole loan.
     """
     tcp = {} if url.startswith("unix://") else {"socket_keepalive": True}
-    retry = Retry(ConstantBackoff(0.02), retries=1, supported_errors=(redis.ConnectionError,))
+    retry = Retry(ConstantBackoff(PAUSE_S), retries=1, supported_errors=(redis.ConnectionError,))
     return redis.Redis.from_url(
         url,
         decode_responses=True,
@@ -64,9 +69,66 @@ def answered(call: Callable[[], _T]) -> _T:
         raise TokensUnavailable(f"Redis refuses: {error}") from error
 
 
-def script(client: redis.Redis, path: Path) -> Any:
-    """A registered script survives SCRIPT FLUSH: redis-py answers NOSCRIPT by loading it again, in pipelines too."""
-    return client.register_script(path.read_text())
+class Script:
+    """A Lua script, called over a connection that the calling thread keeps to itself. By way of redis-py's pool, its
+    retries and hooks, the client's part of a call costs twice as much; and a drain makes one every turn.
+
+    Survives SCRIPT FLUSH: NOSCRIPT is answered by loading it again, in pipelines too.
+    """
+
+    def __init__(self, client: redis.Redis, source: str) -> None:
+        self._registered = client.register_script(source)
+        self._pool, self._own = client.connection_pool, _connections(client)
+
+    def __call__(self, keys: Sequence[str], args: Sequence[Any], client: redis.client.Pipeline | None = None) -> Any:
+        if client is not None:
+            return self._registered(keys=keys, args=args, client=client)
+        try:
+            return self._ask("EVALSHA", self._registered.sha, len(keys), *keys, *args)
+        except redis.exceptions.NoScriptError:
+            self._ask("SCRIPT", "LOAD", self._registered.script)
+            return self._ask("EVALSHA", self._registered.sha, len(keys), *keys, *args)
+
+    def _ask(self, *command: Any) -> Any:
+        connection = self._connection()
+        try:
+            connection.send_command(*command)
+            return connection.read_response()
+        except redis.ConnectionError:  # see `connect`: it may have died while nobody used it
+            connection.disconnect()
+            time.sleep(PAUSE_S)
+        except redis.ResponseError as error:
+            if isinstance(error, redis.exceptions.ReadOnlyError):  # it leads to a master that is none any more
+                connection.disconnect()
+            raise
+        except BaseException:  # half an answer may be on its way
+            connection.disconnect()
+            raise
+        try:
+            connection.send_command(*command)
+            return connection.read_response()
+        except BaseException:
+            connection.disconnect()
+            raise
+
+    def _connection(self) -> Any:
+        """This thread's own. It goes with the thread, and is not inherited by a fork."""
+        if getattr(self._own, "pid", None) != os.getpid():
+            self._own.connection = self._pool.connection_class(**self._pool.connection_kwargs)
+            self._own.pid = os.getpid()
+        return self._own.connection
+
+
+_by_client: weakref.WeakKeyDictionary[redis.Redis, threading.local] = weakref.WeakKeyDictionary()
+
+
+def _connections(client: redis.Redis) -> threading.local:
+    """Where a client's scripts, all of them, keep each thread's connection."""
+    return _by_client.setdefault(client, threading.local())
+
+
+def script(client: redis.Redis, path: Path) -> Script:
+    return Script(client, path.read_text())
 
 
 def know_server(client: redis.Redis) -> None:

@@ -19,15 +19,12 @@
 -- Example of an overshoot, 1 per 10 s: a loan that ends at 5, not returned, frees its token at 15, and somebody borrows
 -- it. Should the return come at 17 all the same, that request may have been on its way until then: two uses where one
 -- may be. Had nobody borrowed the token, it would be one, and no overshoot.
+--
+-- Times go to commands as numbers, which the server writes out exactly; joined to a string they would lose digits. Ends
+-- are whole microseconds, so "later than t" is "t + 1 or later".
 local uses, gate = KEYS[1], KEYS[2]
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local function us(number) return string.format('%.0f', number) end
--- Only ever extended: a short loan must not take a longer one with it.
-local function keep_for(span_us)
-  local ms = math.ceil(span_us / 1000) + 1000
-  if redis.call('PTTL', uses) < ms then redis.call('PEXPIRE', uses, us(ms)) end
-end
 
 local at = 0
 local function arg() at = at + 1; return ARGV[at] end
@@ -41,31 +38,43 @@ end
 local function free_now()
   local free = math.huge
   for _, limit in ipairs(limits) do
-    local used = redis.call('ZCOUNT', uses, '(' .. us(now - limit.period), '+inf')
-    free = math.min(free, limit.count - used)
+    free = math.min(free, limit.count - redis.call('ZCOUNT', uses, now - limit.period + 1, '+inf'))
   end
   return free
 end
+-- Only ever extended, a short loan must not take a longer one with it; and far enough not to be extended every time.
+local function keep_for(span_us)
+  local ms = math.ceil(span_us / 1000) + 1000
+  if redis.call('PTTL', uses) < ms then redis.call('PEXPIRE', uses, math.floor(1.5 * ms)) end
+end
 
 for _ = 1, tonumber(arg()) do redis.call('ZREM', uses, arg()) end
-local returned = tonumber(arg())
-local free_before = returned > 0 and free_now() or 0
+local returned, late = tonumber(arg()), {}
 -- XX: a token that is not known here was lost with the data; the rebuild brings its use back from the books.
-for _ = 1, returned do redis.call('ZADD', uses, 'XX', us(now), arg()) end
-if returned > 0 then keep_for(longest) end
-local free = free_now()
--- What is returned in time has held its place all the while, and changes nothing.
-local overshoot = returned > 0 and math.max(0, -free) - math.max(0, -free_before) or 0
-if want == 0 then return {0, 0, -1, 0, overshoot} end
+-- LT: one that comes back in time ends its loan earlier. It has held its place all the while, and exceeds nothing.
+for _ = 1, returned do
+  local token = arg()
+  if redis.call('ZADD', uses, 'XX', 'LT', 'CH', now, token) == 0 then late[#late + 1] = token end
+end
+local overshoot = 0
+if #late > 0 then
+  local before = free_now()
+  for _, token in ipairs(late) do redis.call('ZADD', uses, 'XX', now, token) end
+  overshoot = math.max(0, -free_now()) - math.max(0, -before)
+end
+if want == 0 then
+  if returned > 0 then keep_for(longest) end
+  return {0, 0, -1, 0, overshoot}
+end
 
 local state = redis.call('HMGET', gate, 'known', 'cooldown')
 local known = tonumber(state[1] or '')  -- nil also for the nonce of a rebuild under way
-if not known or known < longest then return {-1, 0, -1, 0, overshoot} end
+if not known or known < longest then
+  if returned > 0 then keep_for(longest) end
+  return {-1, 0, -1, 0, overshoot}
+end
 
--- Uses that hold no place any more stay for another period: when they ended tells for how long their tokens were free.
-redis.call('ZREMRANGEBYSCORE', uses, '-inf', us(now - 2 * longest))
-if known > 2 * longest then redis.call('HSET', gate, 'known', us(2 * longest)) end
-local cooldown = tonumber(state[2] or 0)
+local free, cooldown = free_now(), tonumber(state[2] or 0)
 if cooldown > now then free = 0 end
 local granted = math.max(0, math.min(want, free))
 
@@ -80,13 +89,17 @@ local function free_at(g)
   return math.max(at, cooldown)
 end
 
-local free_us = -1
+local free_us, wait_us = -1, 0
 if granted > 0 then
+  -- Uses that hold no place any more stay for another period: when they ended tells for how long their tokens were free.
+  redis.call('ZREMRANGEBYSCORE', uses, '-inf', now - 2 * longest)
+  if known > 2 * longest then redis.call('HSET', gate, 'known', 2 * longest) end
   local since = free_at(granted)
   if since > 0 then free_us = math.max(0, now - since) end
   -- One by one: unpack() gives up at some thousands.
-  for i = 1, granted do redis.call('ZADD', uses, us(now + lease_us), grant .. '.' .. i) end
-  keep_for(lease_us + longest)
+  for i = 1, granted do redis.call('ZADD', uses, now + lease_us, grant .. '.' .. i) end
 end
-
-return {granted, us(math.max(0, free_at(1) - now)), us(free_us), math.max(0, free - granted), overshoot}
+local left = math.max(0, free - granted)
+if left == 0 then wait_us = math.max(0, free_at(1) - now) end
+if granted > 0 then keep_for(lease_us + longest) elseif returned > 0 then keep_for(longest) end
+return {granted, wait_us, free_us, left, overshoot}

@@ -6,6 +6,8 @@ from which a lost Redis is rebuilt (`begin_rebuild`, `finish_rebuild`), and to n
 `START_WITHIN_S` of borrowing, before using it.
 """
 
+import functools
+import itertools
 import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,6 +85,7 @@ class Tokens:
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
+        self._series, self._numbers = secrets.token_hex(4), itertools.count()
         self._exchange = script(client, _HERE / "exchange.lua")
         self._cool_down = script(client, _HERE / "cool_down.lua")
         self._view = script(client, _HERE / "view.lua")
@@ -100,7 +103,7 @@ class Tokens:
         refunded: Sequence[str] = (),
     ) -> Grant:
         """Give tokens back and borrow up to `want` others for `lease_s` seconds, in one step."""
-        grant = secrets.token_hex(5)
+        grant = self._new_grant()
         args = [to_us(lease_s), want, grant, *_flat(limits), len(refunded), *refunded, len(returned), *returned]
         return _grant(grant, answered(lambda: self._exchange(keys=_keys(key), args=args)))
 
@@ -118,7 +121,7 @@ class Tokens:
     def spend(self, key: str, limits: Limits) -> Grant:
         """Use one on the spot: for limits that no books are kept of, such as a caller's. A loss of data forgets its
         past, which is then taken for empty."""
-        grant = secrets.token_hex(5)
+        grant = self._new_grant()
         uses, gate = _keys(key)
 
         def use() -> Any:
@@ -156,6 +159,10 @@ class Tokens:
             recent = dict(zip(tokens, ends[len(ends) - len(tokens) :], strict=True))
             views.append(View(ends, cooldown_s, is_known, recent))
         return views
+
+    def _new_grant(self) -> str:
+        """A name that nobody else gives."""
+        return f"{self._series}{next(self._numbers):x}"
 
     def open_new(self, key: str) -> None:
         """Vouch that a key has no past (it has just been created), so that it need not be rebuilt."""
@@ -205,11 +212,13 @@ class Tokens:
         return sum(answered(finish))
 
 
+@functools.lru_cache(maxsize=10_000)
 def _keys(key: str) -> list[str]:
     """Both keys of one account share a hash tag, so that Redis Cluster keeps them on one node."""
     return [f"{NAMESPACE}:{{{key}}}:uses", f"{NAMESPACE}:{{{key}}}:gate"]
 
 
+@functools.lru_cache(maxsize=1000)
 def _flat(limits: Limits) -> list[int]:
     flat = [len(limits.all)]
     for limit in limits:
@@ -218,7 +227,7 @@ def _flat(limits: Limits) -> list[int]:
 
 
 def _grant(grant: str, answer: Any) -> Grant:
-    granted, wait_us, free_us, left, overshoot = map(int, answer)
+    granted, wait_us, free_us, left, overshoot = answer
     if granted < 0:
         return Grant((), 0.0, lost=True, overshoot=overshoot)
     free_s = free_us / MICROSECONDS if free_us >= 0 else math.inf

@@ -22,6 +22,7 @@ from api.auth import Role, issue_token
 from deploy.sandbox import Sandbox
 from deploy.servers import Servers
 from ratelimit import Limits, Tokens
+from ratelimit.connection import know_server
 from tests.servers.debian import DebianServers, wanted
 from workers.bootstrap import Adapters, build
 from workers.domain.actor import Actor
@@ -112,6 +113,7 @@ def make_adapters(servers: Servers) -> Iterator[Callable[[Settings], Adapters]]:
         for statement in EMPTY:
             adapters.db.all(statement)
         adapters.redis.flushall()
+        know_server(adapters.redis)
         adapters.tokens.open_new("default")
         adapters.tokens.declare_known()
         return adapters

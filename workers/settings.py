@@ -17,7 +17,7 @@ from ratelimit.tokens import START_WITHIN_S
 from workers.credentials import Vault, as_fernet_key
 from workers.domain.retry import RetryPolicy
 
-BROKERS = ("redis", "rediss", "redis+socket", "sentinel", "amqp", "amqps", "pyamqp")
+BROKERS = ("redis", "rediss", "redis+socket", "amqp", "amqps", "pyamqp")
 
 
 class BadSetting(ValueError):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from ratelimit import Grant, Limit, Limits, Tokens, Use
+from ratelimit.connection import know_server
 from workers.bootstrap import Adapters
 
 KEY = "default"
@@ -106,6 +107,7 @@ class TokensMachine(RuleBasedStateMachine):
     def start(self, text: str) -> None:
         self.model = Model(Limits.parse(text))
         self.clock.flushall()
+        know_server(self.clock)
         self.clock.set_to(self.model.now)
         self.tokens.open_new(KEY)
 
