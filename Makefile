@@ -3,8 +3,10 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+RIVALS := .venv-bench
+BULLMQ := tests/bench/baselines/bullmq
 
-.PHONY: help up demo faults test test-servers lint format lock clean
+.PHONY: help up demo faults test test-servers bench compare lint format lock clean
 
 help:            ## what there is to do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -26,6 +28,12 @@ test: $(VENV)/.dev           ## the whole test suite
 test-servers: $(VENV)/.dev   ## the tests of real servers, on Debian's PostgreSQL 15, Redis 7 and RabbitMQ; about 10 minutes
 	@$(BIN)/python -m tests.servers
 
+bench: $(VENV)/.local $(RIVALS)/.done  ## every figure in relation to its baseline, about 10 minutes; docs/benchmarks.md
+	@$(BIN)/python -m tests.bench --markdown docs/benchmarks.md
+
+compare: $(VENV)/.local $(RIVALS)/.done  ## beside what a user would pick instead: limits held, losses, CPU; about 20 minutes
+	@$(BIN)/python -m tests.bench.compare --markdown docs/benchmarks.md
+
 lint: $(VENV)/.dev           ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -46,7 +54,7 @@ lock:            ## resolve the requirements again (needs uv)
 	    --no-header --group bench -c requirements/base.txt -o requirements/bench.txt
 
 clean:           ## forget the virtual environment and the local data
-	rm -rf $(VENV) .paceline
+	rm -rf $(VENV) $(RIVALS) $(BULLMQ)/node_modules .paceline
 
 # One environment, grown in two steps: what runs, then what tests. The stamps name what has been installed.
 $(VENV)/bin/python:
@@ -62,4 +70,13 @@ $(VENV)/.local: $(VENV)/bin/python requirements/local.txt pyproject.toml
 $(VENV)/.dev: $(VENV)/.local requirements/dev.txt
 	@echo "installing what it is tested with" >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# What Paceline is measured against, away from what it runs on. BullMQ only where there is Node.
+$(RIVALS)/.done: requirements/bench.txt $(BULLMQ)/package-lock.json
+	@echo "installing what it is measured against into $(RIVALS), once" >&2
+	@$(PYTHON) -m venv $(RIVALS)
+	@$(RIVALS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
+	@if command -v npm >/dev/null; then npm install --prefix $(BULLMQ) --no-save --silent --ignore-scripts --no-audit --no-fund; \
+	    else echo "no Node here: BullMQ is left out" >&2; fi
 	@touch $@

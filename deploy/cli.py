@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -156,6 +157,48 @@ def token(role: str, sub: str, accounts: str, ttl: timedelta, data_dir: Path) ->
     click.echo(made)
 
 
+@paceline.command(short_help="A file of messages; again, it goes on where it stopped.")
+@click.option(
+    "--file",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+    required=True,
+    help="CSV with the API's field names as columns, or NDJSON; - for stdin.",
+)
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Where the API is.")
+@click.option("--channel", default="onlyfans", show_default=True)
+@click.option("--token", envvar="PACELINE_TOKEN", help="[env: PACELINE_TOKEN; default: made from the local secret]")
+@click.option("--account", help="For messages without an accountId.")
+@click.option("--batch-id", help="For messages without a batchId.")
+@click.option("--chunk", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="Messages per request.")
+@click.option("--run", "name", help="Its name: what was queued under it is not queued again.  [default: the file's]")
+@click.option("--dry-run", is_flag=True, help="Look at every row, and send nothing.")
+@data_dir_option
+def send(
+    file: Path, url: str, channel: str, token: str | None, account: str | None, batch_id: str | None, chunk: int,
+    name: str | None, dry_run: bool, data_dir: Path,
+) -> None:  # fmt: skip
+    """Queue a file of messages.
+
+    All rows are looked at before any is sent. Interrupted, the same command goes on where it stopped, and queues
+    nothing twice.
+    """
+    from deploy.send import Sender, read, run, token_of
+
+    if not re.match(r"https?://[^/]", url):
+        raise click.BadParameter(f"{url!r} is not http://… or https://…", param_hint="--url")
+    if str(file) == "-" and not name:
+        raise click.UsageError("What comes from stdin has no name; give it one with --run")
+    with click.open_file(str(file), "rb") as opened:
+        rows = read(opened.read(), str(file), accountId=account, batchId=batch_id)
+    if dry_run:
+        click.echo(f"{len(rows):,} messages are valid; nothing was sent")
+        return
+    token = token or token_of(data_dir, os.environ)
+    if token is None:
+        raise click.UsageError(f"No token, and no secret in {data_dir}: give --token or set PACELINE_TOKEN")
+    run(Sender(url, token, name or file.name, channel), rows, chunk)
+
+
 @paceline.command()
 @port_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 in a container.")
@@ -163,11 +206,12 @@ def token(role: str, sub: str, accounts: str, ttl: timedelta, data_dir: Path) ->
 @click.option("--threads", type=click.IntRange(1, 256), default=16, show_default=True, help="Threads of each.")
 def api(port: int, host: str, workers: int, threads: int) -> None:
     """The API, in the foreground."""
-    if workers > 1 and _COUNTS not in os.environ:
-        os.environ[_COUNTS] = tempfile.mkdtemp(prefix="paceline-metrics-")
-    from deploy.serve import serve_api
+    with ExitStack() as at_the_end:
+        if workers > 1 and not os.environ.get(_COUNTS):
+            os.environ[_COUNTS] = at_the_end.enter_context(tempfile.TemporaryDirectory(prefix="paceline-metrics-"))
+        from deploy.serve import serve_api
 
-    serve_api(_settings(), host=host, port=port, workers=workers, threads=threads)
+        serve_api(_settings(), host=host, port=port, workers=workers, threads=threads)
 
 
 @paceline.command(short_help="A worker, in the foreground; one per core.")

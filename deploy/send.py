@@ -16,14 +16,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from marshmallow import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.text import Text
 
 from api.auth import Role, issue_token
 from api.schemas import Send
@@ -34,7 +35,7 @@ MOST_BYTES = 7 * 1024 * 1024
 """Of one list: the API takes 8 MiB."""
 MOST_ERRORS = 20
 ANSWER_WITHIN_S = 60.0
-GIVE_UP_AFTER_S = 120.0
+GIVE_UP_AFTER_S = 60.0
 """Without any answer."""
 
 _COLUMNS = [field.data_key or name for name, field in Send().fields.items()]
@@ -85,7 +86,10 @@ class Sender:
         return self.sent
 
     def _send_list(self, number: int, rows: list[Row]) -> tuple[dict[str, Any], bool]:
-        """Ask until there is an answer that is one. A list that may have been queued is asked for again under its key."""
+        """Ask until there is an answer, always under the same key: a list that has been queued already is not again.
+
+        Returns the answer, and whether it was queued by an earlier run.
+        """
         request = Request(
             f"{self.url.rstrip('/')}/api/{self.channel}/messaging/send/bulk",
             b'{"messages":[' + b",".join(row.body for row in rows) + b"]}",
@@ -95,31 +99,27 @@ class Sender:
                 "Idempotency-Key": self._key(number),
             },
         )
-        silent_since_s, tries = time.monotonic(), 0
+        silent_since_s, silences, perhaps_queued = time.monotonic(), 0, False
         while True:
             try:
                 with urlopen(request, timeout=ANSWER_WITHIN_S) as answer:
-                    return json.load(answer), "Idempotent-Replayed" in answer.headers
-            except HTTPError as error:
-                said = _said(error)
-                if error.code in (429, 503):  # it is there, and says when
-                    silent_since_s, tries = time.monotonic(), 0
-                    wait_s = _seconds(error.headers.get("Retry-After"))
-                    self.say(f"waiting {wait_s:.0f} s: {said['error']}")
-                elif error.code < 500:
-                    raise SendFailed(_words(said, rows)) from error
-                else:
-                    wait_s = self._patience_s(silent_since_s, tries, error)
+                    replayed = "Idempotent-Replayed" in answer.headers
+                    return json.load(answer), replayed and not perhaps_queued
             except (OSError, http.client.HTTPException, ValueError) as error:
-                wait_s = self._patience_s(silent_since_s, tries, error)
-            tries += 1
-            self.wait(wait_s)
-
-    def _patience_s(self, silent_since_s: float, tries: int, error: Exception) -> float:
-        """How long to wait after no answer, before asking for the same again. Raises SendFailed in the end."""
-        if time.monotonic() - silent_since_s > GIVE_UP_AFTER_S:
-            raise SendFailed(f"{self.url} does not answer: {error}") from error
-        return random.uniform(0, min(5.0, 0.2 * 2 ** min(tries, 10)))  # noqa: S311
+                said = _said(error) if isinstance(error, HTTPError) else None
+                if said and said["status"] in (429, 503):  # it is there, and says when
+                    silent_since_s, silences = time.monotonic(), 0
+                    self.say(f"waiting {said['wait_s']:.0f} s: {said['error']}")
+                    self.wait(said["wait_s"])
+                    continue
+                if said and said["status"] < 500:
+                    raise SendFailed(_words(said, rows)) from error
+                if time.monotonic() - silent_since_s > GIVE_UP_AFTER_S:
+                    raise SendFailed(f"{self.url} does not answer: {error}") from error
+                if not silences:
+                    self.say(f"no answer ({error}); asking again for up to {GIVE_UP_AFTER_S:.0f} s")
+                silences, perhaps_queued = silences + 1, True
+                self.wait(random.uniform(0, min(5.0, 0.2 * 2**silences)))  # noqa: S311
 
     def _key(self, number: int) -> str:
         return f"send-file.{hashlib.sha256(self.run.encode()).hexdigest()[:32]}.{number}"
@@ -137,18 +137,15 @@ def read(data: bytes, name: str, **defaults: str | None) -> list[Row]:
         raise SendFailed(f"{name}:{line}: is not UTF-8; save the file as UTF-8") from error
     found = _ndjson(text) if text.lstrip().startswith("{") else _csv(text, name)
     given = {key: value for key, value in defaults.items() if value is not None}
-    rows, wrong, schema = [], [], Send()
+    rows: list[Row] = []
+    wrong: list[str] = []
+    schema = Send()
     for line, message in found:
-        try:
-            if isinstance(message, ValidationError):
-                raise message
-            if not isinstance(message, dict):
-                raise ValidationError("Must be a JSON object.")
-            message = given | message
-            schema.load(message)
+        message = given | message if isinstance(message, dict) else message
+        errors = _unreadable(message) or schema.validate(message)
+        wrong += [f"{name}:{line}: {said}" for said in _errors(errors)]
+        if not errors:
             rows.append(Row(line, json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode()))
-        except ValidationError as error:
-            wrong += [f"{name}:{line}: {said}" for said in _errors(error.messages)]
     if wrong:
         raise SendFailed("\n".join(["nothing was sent; put these right first", *_few(wrong)]))
     if not rows:
@@ -191,16 +188,21 @@ def token_of(data_dir: Path, environ: Mapping[str, str]) -> str | None:
 def run(sender: Sender, rows: list[Row], chunk: int) -> None:
     """Send with a progress bar on stderr; at the end one line on stdout. Interrupted, say how to go on."""
     console = Console(stderr=True)
-    sender.say = console.print
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.speed:,.0f} messages/s"), TimeRemainingColumn())
+    sender.say = partial(console.print, markup=False)
+    columns = (BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task("", total=len(rows))
             sender.send(rows, chunk, lambda n: bar.advance(task, n))
     finally:
         if sender.sent.queued < len(rows):
-            console.print(f"{sender.sent.queued:,} of {len(rows):,} are queued; the same command goes on from there")
+            sender.say(f"{sender.sent.queued:,} of {len(rows):,} are queued; the same command goes on from there")
     print(_summary(sender.sent))
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} messages/s" if task.speed else "")
 
 
 def _summary(sent: Sent) -> str:
@@ -212,6 +214,24 @@ def _summary(sent: Sent) -> str:
 # --- the file -------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    """In place of a message: why there is none, or why one of its fields cannot be read."""
+
+    why: str
+    field: str = "_schema"
+
+
+def _unreadable(message: Any) -> dict[str, list[str]]:
+    match message:
+        case dict():
+            return {}
+        case _Unreadable(why, field):
+            return {field: [why]}
+        case _:
+            return {"_schema": ["Must be a JSON object."]}
+
+
 def _ndjson(text: str) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -219,7 +239,7 @@ def _ndjson(text: str) -> Iterator[tuple[int, Any]]:
         try:
             yield number, json.loads(line)
         except (ValueError, RecursionError) as error:
-            yield number, ValidationError(f"Is not JSON: {error}")
+            yield number, _Unreadable(f"Is not JSON: {error}")
 
 
 def _csv(text: str, name: str) -> Iterator[tuple[int, Any]]:
@@ -247,7 +267,7 @@ def _csv(text: str, name: str) -> Iterator[tuple[int, Any]]:
 def _message(columns: list[str], cells: list[str]) -> Any:
     """A row as JSON would have it. An empty cell is a field left out, but for the content."""
     if len(cells) > len(columns):
-        return ValidationError(f"Has {len(cells)} cells, and there are {len(columns)} columns.")
+        return _Unreadable(f"Has {len(cells)} cells, and there are {len(columns)} columns.")
     message: dict[str, Any] = {}
     for column, cell in zip(columns, cells, strict=False):
         if cell == "" and column != "content":
@@ -261,7 +281,7 @@ def _message(columns: list[str], cells: list[str]) -> Any:
                 try:
                     message[column] = json.loads(cell)
                 except (ValueError, RecursionError) as error:
-                    return ValidationError(f"Is not JSON: {error}", column)
+                    return _Unreadable(f"Is not JSON: {error}", column)
             case _:
                 message[column] = cell
     return message
@@ -290,9 +310,9 @@ def _words(said: dict[str, Any], rows: list[Row]) -> str:
     where = f"lines {rows[0].line} to {rows[-1].line}"
     if said["code"] == "idempotency_key_reused":
         return (
-            f"{where} were queued before, and not as they stand there now: the file, --account, --batch-id or --chunk has"
-            " changed since. Nothing of them was queued again. Put it back as it was; or send what is new from a file of"
-            " its own, or as a run of its own (--run NAME)"
+            f"{where} were queued before, and not as they stand there now: the file, --account, --batch-id or --chunk"
+            " has changed since. Nothing of them was queued again. Put it back as it was; or send what is new from a"
+            " file of its own, or as a run of its own (--run NAME)"
         )
     wrong = said["details"].get("messages")
     lines = []
@@ -302,14 +322,12 @@ def _words(said: dict[str, Any], rows: list[Row]) -> str:
 
 
 def _said(error: HTTPError) -> dict[str, Any]:
-    """The API's words; something in between may have others, or none."""
+    """The API's words, its status, and how long it asks to wait. Something in between may have other words, or none."""
     try:
         said = json.loads(error.read())
     except (OSError, http.client.HTTPException, ValueError):
         said = None
+    after = error.headers.get("Retry-After", "")
     bare = {"error": f"{error.code} {error.reason}", "code": "", "details": {}}
-    return bare | said if isinstance(said, dict) else bare
-
-
-def _seconds(retry_after: str | None) -> float:
-    return float(retry_after) if retry_after and retry_after.isdecimal() else 2.0
+    told = {"status": error.code, "wait_s": float(after) if after.isdecimal() else 2.0}
+    return bare | (said if isinstance(said, dict) else {}) | told

@@ -35,6 +35,7 @@ class Adapters:
     tokens: Tokens
     wakeups: Wakeups
     channels: Mapping[str, Channel]
+    senders: Senders
     vault: Vault
 
     def submitter(self) -> Submitter:
@@ -60,7 +61,7 @@ class Adapters:
             wakeups=self.wakeups,
             channels=self.channels,
             vault=self.vault,
-            senders=Senders(SENDERS, spare=SENDERS // 4),
+            senders=self.senders,
             default_limits=self.settings.rate_limit,
             retry=self.settings.retry_policy,
             send_timeout_s=self.settings.send_timeout_seconds,
@@ -69,6 +70,7 @@ class Adapters:
         )
 
     def close(self) -> None:
+        self.senders.close()
         for channel in self.channels.values():
             channel.close()
         self.redis.close()
@@ -92,5 +94,6 @@ def build(settings: Settings, *, pool_size: int = 10, name: str = "paceline") ->
         tokens=Tokens(client),
         wakeups=Wakeups(client),
         channels={onlyfans.name: onlyfans},
+        senders=Senders(SENDERS, spare=SENDERS // 4),
         vault=settings.vault,
     )

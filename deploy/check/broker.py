@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterator
 
 import redis
-from kombu import Connection
 
 from deploy.check.redis import Server
 from deploy.check.rules import Finding, Level
+from workers.celery_app import app
 from workers.settings import Settings
 
 WHAT = "Celery's broker"
@@ -15,7 +15,7 @@ WHAT = "Celery's broker"
 
 def findings(settings: Settings) -> Iterator[Finding]:
     try:
-        with Connection(settings.broker_url, connect_timeout=5) as connection:
+        with app.connection_for_write(settings.broker_url) as connection:
             connection.ensure_connection(max_retries=1, timeout=5)
     except Exception as error:
         where = "CELERY_BROKER_URL" if os.environ.get("CELERY_BROKER_URL") else "REDIS_URL"

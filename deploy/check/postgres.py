@@ -16,7 +16,8 @@ from deploy.check import clock
 from deploy.check.rules import Finding, Level, Remark, Rules, fail, note, warn
 from deploy.check.settings import DAY_S
 from workers.bootstrap import build
-from workers.domain.errors import StoreUnavailable
+from workers.credentials import Vault, is_sealed
+from workers.domain.errors import StoreUnavailable, Unreadable
 from workers.presence import BEAT_S
 from workers.processes import POOL_SIZE
 from workers.settings import Settings
@@ -206,6 +207,32 @@ def _limits(s: Server) -> Iterator[Remark]:
             f"RETENTION_DAYS={s.settings.retention_days} will not be kept to: {len(long)} accounts "
             f"(first: {long[0]}) have a limit whose period is longer, and attempts are the books of the tokens"
         )
+
+
+@rules.rule("credentials of accounts")
+def _credentials(s: Server) -> Iterator[Remark]:
+    if not {"accounts"} <= {table["name"] for table in s.tables}:
+        return
+    stored = accounts.sealed_keys(s.db)
+    unreadable = [account_id for account_id, sealed in stored if not _opens(s.settings.vault, sealed)]
+    if unreadable:
+        yield fail(
+            f"{len(unreadable)} accounts' keys (first: {unreadable[0]}) cannot be read; put the key that they were "
+            "encrypted under into CREDENTIALS_KEY, or give them theirs again (PUT /accounts/<id>)"
+        )
+    clear = [account_id for account_id, sealed in stored if not is_sealed(sealed)]
+    if clear:
+        yield warn(f"{len(clear)} accounts' keys (first: {clear[0]}) stand in the clear; run `paceline rekey`")
+    if stored and not s.settings.credentials_key:
+        yield note("encrypted under a key that JWT_SECRET_KEY makes; set CREDENTIALS_KEY before you change that one")
+
+
+def _opens(vault: Vault, sealed: str) -> bool:
+    try:
+        vault.open(sealed)
+    except Unreadable:
+        return False
+    return True
 
 
 def connections_of(processes: Mapping[str, int]) -> int:

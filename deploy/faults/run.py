@@ -42,7 +42,8 @@ def run(
     servers: Breakable | None = None,
 ) -> Verdict:
     """Start everything, post, break, wait until all is over, judge, print. data_dir: where servers and logs live, to be
-    looked at afterwards; a temporary one if None. servers: in place of the stack's own; `environ` has their addresses."""
+    looked at afterwards; a temporary one if None. servers: in place of the stack's own, at the addresses in `environ`.
+    """
     console = console or Console()
     began_s = time.monotonic()
     home = nullcontext(str(data_dir)) if data_dir else tempfile.TemporaryDirectory(

@@ -85,14 +85,15 @@ def make_stack(tmp_path_factory: pytest.TempPathFactory, addresses: dict[str, st
     with ExitStack() as running:
 
         def make(
-            *, sandbox: list[str] | None = None, workers: int = 1, pacers: int = 1, data_dir: Path | None = None,
-            **environ: str,
+            *, sandbox: list[str] | None = None, api_workers: int = 1, workers: int = 1, pacers: int = 1,
+            data_dir: Path | None = None, **environ: str,
         ) -> Stack:  # fmt: skip
             stack = Stack(
                 data_dir or tmp_path_factory.mktemp("stack"),
                 port=0,
                 sandbox=True,
                 sandbox_arguments=sandbox or [],
+                api_workers=api_workers,
                 workers=workers,
                 pacers=pacers,
                 environ={

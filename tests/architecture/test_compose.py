@@ -16,9 +16,11 @@ ROOT = Path(__file__).parents[2]
 SOURCE = (ROOT / "docker-compose.yml").read_text()
 COMPOSE = yaml.safe_load(SOURCE)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+SCRAPED = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
 DOCKERFILE = (ROOT / "deploy" / "docker" / "Dockerfile").read_text()
 
-THEIRS = {"postgres", "valkey"}
+WATCHERS = {"prometheus", "grafana"}
+THEIRS = {"postgres", "valkey"} | WATCHERS
 OURS = set(SERVICES) - THEIRS
 WITH_SETTINGS = OURS - {"sandbox"}
 SECRETS = {"POSTGRES_PASSWORD": "0123456789abcdef", "JWT_SECRET_KEY": "0123456789abcdef" * 2}
@@ -126,9 +128,11 @@ def test_values_reach_the_services() -> None:
     assert "3/second" in [interpolate(word, chosen) for word in SERVICES["sandbox"]["command"]]
 
 
-def test_nobody_outside_reaches_more_than_the_api() -> None:
+def test_nobody_outside_reaches_more_than_the_api_and_the_watchers() -> None:
     assert {name: service["ports"] for name, service in SERVICES.items() if "ports" in service} == {
-        "api": ["127.0.0.1:8000:8000"]
+        "api": ["127.0.0.1:8000:8000"],
+        "prometheus": ["127.0.0.1:9090:9090"],
+        "grafana": ["127.0.0.1:3000:3000"],
     }
 
 
@@ -143,6 +147,65 @@ def test_valkey_keeps_everything_but_nothing_on_disk() -> None:
     words = SERVICES["valkey"]["command"]
     options = dict(zip(words[1::2], words[2::2], strict=True))
     assert options == {"--save": "", "--appendonly": "no", "--maxmemory-policy": "noeviction"}
+
+
+@pytest.mark.parametrize("name", sorted(WATCHERS))
+def test_watchers_are_locked_down(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["restart"] == "unless-stopped"
+    assert service["user"].partition(":")[0] not in ("", "0", "root")
+    assert re.fullmatch(r"[\w/-]+:v?\d+\.\d+\.\d+", service["image"])
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_mounts_are_of_files_that_exist_and_cannot_be_changed(name: str) -> None:
+    for source, _, rest in (mount.partition(":") for mount in SERVICES[name].get("volumes", [])):
+        if source in COMPOSE["volumes"]:
+            continue
+        assert any((ROOT / source).iterdir())
+        assert rest.endswith(":ro")
+
+
+def test_prometheus_scrapes_every_process_of_ours_that_counts() -> None:
+    """By the names and ports of this file: a service has an A record for each of its containers."""
+    targets = {
+        job["job_name"]: [(name, found["port"]) for found in job["dns_sd_configs"] for name in found["names"]]
+        for job in SCRAPED
+        if "dns_sd_configs" in job
+    }
+    assert set(targets) == WITH_SETTINGS - {"migrate"}
+    for job, found in targets.items():
+        port = environment(job, SECRETS).get("METRICS_PORT") or SERVICES[job]["ports"][0].rpartition(":")[2]
+        assert found == [(job, int(port))]
+
+
+def test_prometheus_has_the_token_it_may_need() -> None:
+    _, _, script, _ = SERVICES["prometheus"]["entrypoint"]
+    written = re.search(r'"\$\$METRICS_TOKEN" > (\S+) ', script)
+    assert written
+    assert {job["authorization"]["credentials_file"] for job in SCRAPED if "dns_sd_configs" in job} == {written[1]}
+    assert environment("prometheus", {"METRICS_TOKEN": "s3cret"}) == {"METRICS_TOKEN": "s3cret"}
+    assert written[1].startswith(tuple(f"{path}/" for path in SERVICES["prometheus"]["tmpfs"]))
+
+
+def test_prometheus_reads_what_is_mounted_and_forgets_in_time() -> None:
+    options = dict(word.split("=") for word in SERVICES["prometheus"]["command"][1:])
+    mounts = dict(mount.split(":")[:2][::-1] for mount in SERVICES["prometheus"]["volumes"])
+    directory, _, file = options["--config.file"].rpartition("/")
+    assert (ROOT / mounts[directory] / file).is_file()
+    assert mounts[options["--storage.tsdb.path"]] in COMPOSE["volumes"]
+    assert options["--storage.tsdb.retention.time"] == "30d"
+    assert "--storage.tsdb.retention.size" in options
+
+
+def test_grafana_shows_and_lets_nobody_in() -> None:
+    given = SERVICES["grafana"]["environment"]
+    assert given["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert given["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"  # no admin/admin
+    assert given["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert given["GF_AUTH_BASIC_ENABLED"] == "false"
 
 
 def test_image_is_locked_and_runs_as_nobody_much() -> None:

@@ -60,7 +60,7 @@ LIVES_IN = {
     "psycopg": "workers.store workers.presence deploy",
     "sqlalchemy": "workers.store deploy",
     "alembic": "workers.store.migrations",
-    "urllib3": "workers.channels",
+    "httptools": "workers.channels",
     "cryptography": "workers.credentials api.auth",
     "opentelemetry": "workers.tracing",
     "flask": "api deploy",

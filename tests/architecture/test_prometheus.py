@@ -1,5 +1,5 @@
-"""deploy/prometheus fits the code: rules ask for metrics that exist, every alert has been seen to fire and to be silent,
-and says what to do. What an expression means is promtool's to say; those tests want Debian's `prometheus` package."""
+"""deploy/prometheus fits the code: rules ask for metrics that exist; every alert has been seen to fire and to be
+silent, and says what to do. What an expression means is promtool's to say, from Debian's package `prometheus`."""
 
 import re
 import shutil
@@ -77,7 +77,9 @@ def test_no_case_is_of_an_alert_that_is_gone() -> None:
 
 def test_every_alert_is_silent_on_an_idle_system() -> None:
     (test,) = yaml.safe_load(IDLE.read_text())["tests"]
-    assert {case["alertname"]: case["exp_alerts"] for case in test["alert_rule_test"]} == dict.fromkeys(ALERTS, [])
+    assert [(case["alertname"], case["exp_alerts"]) for case in test["alert_rule_test"]] == [
+        (name, []) for name in ALERTS
+    ]
     present = {re.split("[{ ]", series["series"])[0] for series in test["input_series"]}
     read = {name for expression in EXPRESSIONS.values() for name, _ in promql.read(expression).series}
     assert read - set(RECORDED) - present == {"paceline_account_state"}  # nobody is paused
@@ -100,8 +102,27 @@ def test_reading_notices_what_does_not_exist() -> None:
         "no label outcome to group by",
     ]
     assert promql.unknown('paceline_attempts_total{result="sent"}') == ["no label result on paceline_attempts_total"]
-    assert promql.unknown("account:paceline_queue_depth:max and on (channel) up == 1") == ["no label channel to group by"]
+    assert promql.unknown("account:paceline_queue_depth:max and on (channel) up == 1") == [
+        "no label channel to group by"
+    ]
     assert promql.unknown('max_over_time(up{job="api"}[1h] offset 5m) unless on () paceline_store_up == 0 or 1e3') == []
+
+
+def test_jobs_are_named_alike_wherever_they_run() -> None:
+    """An alert that asks for another job never fires, or always."""
+    named = {
+        job
+        for expression in EXPRESSIONS.values()
+        for jobs in re.findall(r'job=~?"([^"]+)"', expression)
+        for job in jobs.split("|")
+    }
+    assert named == {job["job_name"] for job in yaml.safe_load(CONFIG)["scrape_configs"]} - {"prometheus"}
+    monitors = ROOT / "deploy" / "kubernetes" / "components" / "monitoring" / "pod-monitors.yaml"
+    labels = [monitor["spec"]["jobLabel"] for monitor in yaml.safe_load_all(monitors.read_text())]
+    assert set(labels) == {"app.kubernetes.io/component"}
+    pods = (ROOT / "deploy" / "kubernetes" / "base").glob("*.yaml")
+    components = set(re.findall(r"app.kubernetes.io/component: (\w+)", "".join(pod.read_text() for pod in pods)))
+    assert named <= components
 
 
 def test_buckets_that_are_named_exist() -> None:

@@ -103,6 +103,9 @@ BAD_CLAIMS: dict[str, dict[str, Any]] = {
     "expires never, the odd way": {"exp": float("inf")},
     "not valid yet": {"nbf": time.time() + 600},
     "issued at no time": {"iat": "yesterday"},
+    "expires at no time": {"exp": "never"},
+    "for another audience": {"aud": "another-service"},
+    "for other audiences": {"aud": ["another-service", "and-another"]},
     "a refresh token": {"type": "refresh"},
 }
 
@@ -113,12 +116,21 @@ def signed(key: str = SECRET, algorithm: str = "HS256", **claims: Any) -> str:
     return jwt.encode({k: v for k, v in claims.items() if v is not None}, key, algorithm=algorithm)
 
 
-def signed_under(header: str) -> str:
-    """Signed with our secret by HS256, as we would, but its header says something else."""
+def signed_under(header: str, key: str = SECRET) -> str:
+    """Signed by HS256, as we would, but its header says something else."""
     payload = signed().split(".")[1].encode()
     text = base64.urlsafe_b64encode(header.encode()).rstrip(b"=") + b"." + payload
-    signature = base64.urlsafe_b64encode(hmac.new(SECRET.encode(), text, hashlib.sha256).digest()).rstrip(b"=")
+    signature = base64.urlsafe_b64encode(hmac.new(key.encode(), text, hashlib.sha256).digest()).rstrip(b"=")
     return (text + b"." + signature).decode()
+
+
+def under_their_own_key(**header: Any) -> str:
+    """An attacker's token, whose header says where its key is to be found."""
+    return "Bearer " + signed_under(json.dumps({"alg": "HS256", "typ": "JWT"} | header), THEIR_KEY)
+
+
+THEIR_KEY = "a key of the attacker's own, of 32 bytes and more"
+THEIR_JWK = {"kty": "oct", "k": base64.urlsafe_b64encode(THEIR_KEY.encode()).rstrip(b"=").decode()}
 
 
 BAD_HEADERS: dict[str, str | None] = {
@@ -135,6 +147,17 @@ BAD_HEADERS: dict[str, str | None] = {
     "another alg of the family": f"Bearer {signed(algorithm='HS512')}",
     "header says RS256": "Bearer " + signed_under('{"alg":"RS256","typ":"JWT"}'),
     "header is deeper than the parser goes": "Bearer " + signed_under("[" * 50_000),
+    "says what we must understand and do not": "Bearer " + signed_under('{"alg":"HS256","crit":["x"],"x":1}'),
+    "payload is not encoded": "Bearer " + signed_under('{"alg":"HS256","b64":false,"crit":["b64"]}'),
+    "brings its key along": under_their_own_key(jwk=THEIR_JWK),
+    "says where its key is": under_their_own_key(jku="http://127.0.0.1:1/jwks.json", x5u="http://127.0.0.1:1/x"),
+    "names a file as its key": under_their_own_key(kid="../../../../dev/null"),
+    "signed with an empty key": "Bearer " + signed_under('{"alg":"HS256","kid":"/dev/null"}', ""),
+    "names its key in SQL": under_their_own_key(kid="' UNION SELECT 'x' --"),
+    "an object as the id of its key": under_their_own_key(kid={"$ne": ""}),
+    "a megabyte": f"Bearer {signed()}{'A' * 2**20}",
+    "a megabyte of dots": "Bearer " + "." * 2**20,
+    "five parts, as if encrypted": f"Bearer {signed()}.AAAA.AAAA",
     "changed after signing": f"Bearer {signed()[:-4]}AAAA",
 }
 

@@ -13,9 +13,10 @@ def options() -> Options:
     return Options.scaled(240, 0.6, 37, accounts=5, workers=2, kills=6, hangs=2)
 
 
-def test_every_guarantee_holds_under_every_kind_of_fault(options: Options, tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
+def test_every_guarantee_holds_under_every_kind_of_fault(options: Options, tmp_path_factory, debian) -> None:  # type: ignore[no-untyped-def]
     console = Console(width=140)  # pytest shows it if the run fails
-    verdict = run(options, data_dir=tmp_path_factory.mktemp("f"), console=console, environ={"PATH": "/usr/bin:/bin"})
+    environ = {"PATH": "/usr/bin:/bin", **(debian.as_new() if debian else {})}
+    verdict = run(options, data_dir=tmp_path_factory.mktemp("f"), console=console, environ=environ, servers=debian)
     assert verdict.accepted == options.messages
     assert verdict.ended["sent"] > 0.8 * options.messages
     assert (verdict.lost, verdict.twice, verdict.strays, verdict.misordered) == ([], [], [], [])

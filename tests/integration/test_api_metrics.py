@@ -1,6 +1,7 @@
 """What is counted, and what /metrics says of how things stand: the cases that load alone would not show.
 `tests/acceptance/test_metrics.py` holds the whole of it to the database and the upstream's ledger."""
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -190,10 +191,10 @@ def test_a_claim_taken_back_is_a_deferral(
 ) -> None:
     forgetful = Forgetful(adapters.db, "fan-2")
 
-    def send(claim: Claim, *_: Any, **__: Any) -> Outcome:
+    async def send(claim: Claim, *_: Any, **__: Any) -> Outcome:
         if claim.recipient_id == "fan-1":
             submit("fan-2")
-            forgetful.happened.wait(60)
+            await asyncio.to_thread(forgetful.happened.wait, 60)
         return Outcome(OutcomeKind.ACCEPTED, upstream_id=claim.message_id)
 
     submit("fan-1")
@@ -207,7 +208,7 @@ def test_a_claim_taken_back_is_a_deferral(
 def test_what_never_left_is_no_call_upstream(
     adapters: Adapters, submit: Submit, dispatcher: Dispatcher, counts: Counts
 ) -> None:
-    def too_late(*_: Any, **__: Any) -> Outcome:
+    async def too_late(*_: Any, **__: Any) -> Outcome:
         return Outcome(OutcomeKind.FAILED, left=False, interrupted=True)
 
     submit()
@@ -231,11 +232,11 @@ def test_a_request_answered_after_its_token_was_lent_again_is_an_overshoot(
     account_id = make_account(limits="1/200ms")
     second_is_out = threading.Event()
 
-    def send(claim: Claim, *_: Any, **__: Any) -> Outcome:
+    async def send(claim: Claim, *_: Any, **__: Any) -> Outcome:
         if claim.recipient_id == "fan-2":
             second_is_out.set()
         else:
-            second_is_out.wait(60)
+            await asyncio.to_thread(second_is_out.wait, 60)
         return Outcome(OutcomeKind.ACCEPTED, upstream_id=claim.message_id)
 
     channel = SimpleNamespace(name="onlyfans", idempotent=True, has_history=False, send=send)

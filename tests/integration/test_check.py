@@ -163,6 +163,18 @@ def await_setting(servers: Servers, name: str, value: str) -> None:
             "RETENTION_DAYS=30 will not be kept to",
         ),
         (
+            "UPDATE accounts SET api_key = 'in the clear' WHERE id = 'default'",
+            "UPDATE accounts SET api_key = NULL WHERE id = 'default'",
+            "credentials of accounts",
+            "run `paceline rekey`",
+        ),
+        (
+            "UPDATE accounts SET api_key = 'fernet:under another key' WHERE id = 'default'",
+            "UPDATE accounts SET api_key = NULL WHERE id = 'default'",
+            "credentials of accounts",
+            "put the key that they were encrypted under into CREDENTIALS_KEY",
+        ),
+        (
             "ALTER DATABASE scratch CONNECTION LIMIT 40",
             "ALTER DATABASE scratch CONNECTION LIMIT -1",
             "connections",

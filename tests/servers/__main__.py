@@ -20,7 +20,16 @@ from tests.servers.debian import HOME, missing
 TESTS = (
     "tests/acceptance",
     "tests/faults/test_short_run.py",
-    "tests/integration",
+    # what asks most of the database and of Redis
+    "tests/integration/test_store.py",
+    "tests/integration/test_database.py",
+    "tests/integration/test_migrations.py",
+    "tests/integration/test_drain.py",
+    "tests/integration/test_recovery.py",
+    "tests/integration/test_lifecycle_stateful.py",
+    "tests/integration/test_tokens.py",
+    "tests/integration/test_tokens_stateful.py",
+    "tests/integration/test_wakeups.py",
 )
 PYTEST = ("-n", "2", "--maxschedchunk", "1")
 PR_SET_CHILD_SUBREAPER = 36

@@ -1,7 +1,6 @@
 """The rules of `paceline check` that need no server: settings that make no sense together."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,17 +20,16 @@ CELERY = {"worker_concurrency": 32, "broker_transport_options": {}}
 FAR = "https://api.example.com"
 
 
-def judged(celery: dict[str, Any] | None = None, multiproc_dir: str = "", **environ: str) -> dict[str, Finding]:
+def judged(celery: dict[str, Any] | None = None, **environ: str) -> dict[str, Finding]:
     """What the rules say, by what they are about; those that are kept are left out."""
     settings = Settings.from_env({**ENOUGH, **environ})
-    shared = {"PROMETHEUS_MULTIPROC_DIR": multiproc_dir} if multiproc_dir else {}
-    found = rules.judge(Configuration(settings, shared, {**CELERY, **(celery or {})}))
+    found = rules.judge(Configuration(settings, {**CELERY, **(celery or {})}))
     return {finding.what: finding for finding in found if finding.level is not Level.OK}
 
 
 def test_nothing_is_wrong_with_what_comes_in_the_box() -> None:
     settings = Settings.from_env(ENOUGH)
-    found = list(rules.judge(Configuration(settings, {}, celery_app.conf)))
+    found = list(rules.judge(Configuration(settings, celery_app.conf)))
     assert len(found) >= 7
     assert {finding.level for finding in found} == {Level.OK}
 
@@ -67,11 +65,6 @@ def test_settings_that_just_go_together(environ: dict[str, str]) -> None:
     assert judged(**environ) == {}
 
 
-def test_metrics_that_cannot_be_shared_are_refused(tmp_path: Path) -> None:
-    assert judged(multiproc_dir=str(tmp_path)) == {}
-    assert judged(multiproc_dir=str(tmp_path / "nowhere"))["metrics"].level is Level.FAIL
-
-
 def test_redelivery_under_the_send_deadline_is_refused() -> None:
     soon = {"broker_transport_options": {"visibility_timeout": 12}}
     assert judged(soon, SEND_TIMEOUT_SECONDS="5") == {}
@@ -80,7 +73,7 @@ def test_redelivery_under_the_send_deadline_is_refused() -> None:
 
 
 def test_a_pool_smaller_than_the_threads_need_is_refused() -> None:
-    enough = Configuration(Settings.from_env(ENOUGH), {}, {**CELERY, "worker_concurrency": 32}, connections=16)
+    enough = Configuration(Settings.from_env(ENOUGH), CELERY, connections=16)
     assert all(finding.level is Level.OK for finding in rules.judge(enough))
     found = {finding.what: finding for finding in rules.judge(replace(enough, connections=15))}
     assert found["threads and connections"].level is Level.FAIL
