@@ -103,8 +103,8 @@ class Reconciler:
         return a.wakeups.wake_all(messages.accounts_waiting(a.db))
 
     def _prune(self) -> int:
-        """A small batch a round, so that nothing else waits for it, until there is no more; then it rests until the next
-        chores. Attempts are also the books of the tokens: none goes before the period of its limit is over."""
+        """A small batch a round, so that nothing else waits for it, until there is no more; again with the next chores.
+        Attempts are also the books of the tokens: none goes before the period of its limit is over."""
         a, settings = self._a, self._a.settings
         limits = accounts.limits_in_use(a.db) | {settings.rate_limit}
         keep_s = max(settings.retention_days * DAY_S, max(limit.longest_period_s for limit in limits) + DAY_S)

@@ -1,5 +1,5 @@
-"""The statements of the version whose schema ends with 0001, as it sends them: what must go on working beside, and after,
-every later migration until a release says that this version may not serve any more.
+"""The statements of the version whose schema ends with 0001, as it sends them: what must go on working beside and after
+every later migration, until a release says that this version may not serve any more.
 """
 
 ACCEPT = """

@@ -98,8 +98,8 @@ class AccountStatus:
     @property
     def closed_by(self) -> str | None:
         """`upstream` or `admin`; None if the account is active."""
-        if self.state == "paused" and not (self.reason or "").startswith(accounts.UPSTREAM_ANSWERED):
-            return "admin"
+        if self.state == "paused":
+            return self.account.paused_by or "admin"
         return None if self.state == "active" else "upstream"
 
 

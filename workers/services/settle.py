@@ -75,8 +75,8 @@ def _settle_one(c: Connection, settlement: Settlement) -> None:
             if cooldown_s:
                 accounts.cool_down(c, claim.account_id, cooldown_s)
             if reason is DeferralReason.PAUSED:
-                words = f"{accounts.UPSTREAM_ANSWERED}{outcome.http_status}: {outcome.error}"
-                accounts.pause(c, claim.account_id, words)
+                words = f"upstream answered {outcome.http_status}: {outcome.error}"
+                accounts.pause(c, claim.account_id, words, by="upstream")
                 audit.note(c, PACELINE, Action.PAUSE, claim.account_id, reason=words)
         case AwaitVerification(delay_s):
             messages.await_verification(c, claim, outcome, delay_s)

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from ratelimit import Limits
 from workers.store.session import Connection, Database, Row
@@ -22,6 +23,7 @@ class Account:
     paused_s: float = 0.0
     paused_until: datetime | None = None
     pause_reason: str | None = None
+    paused_by: str | None = None
     cooldown_s: float = 0.0
 
     def __repr__(self) -> str:
@@ -29,7 +31,7 @@ class Account:
 
 
 _COLUMNS = """
-    a.id, a.channel, a.display_name, a.limits, a.api_key, a.pause_reason, a.paused_until,
+    a.id, a.channel, a.display_name, a.limits, a.api_key, a.pause_reason, a.paused_by, a.paused_until,
     CASE WHEN a.paused_at IS NULL THEN 0
          WHEN a.paused_until IS NULL THEN 'infinity'::float8
          ELSE greatest(0, extract(epoch FROM a.paused_until - now())::float8) END AS paused_s,
@@ -150,22 +152,27 @@ def reseal(db: Database, account_id: str, old: str, new: str) -> bool:
     return bool(db.all(_RESEAL, {"account_id": account_id, "old": old, "new": new}))
 
 
-UPSTREAM_ANSWERED = "upstream answered "
-"""How the reason of a pause begins that nobody asked for (`services.settle`)."""
-
 _PAUSE = """
-UPDATE accounts SET paused_at = now(), paused_until = %(until)s, pause_reason = %(reason)s
+UPDATE accounts SET paused_at = now(), paused_until = %(until)s, pause_reason = %(reason)s, paused_by = %(by)s
 WHERE id = %(account_id)s RETURNING id
 """
 
 
-def pause(c: Connection | Database, account_id: str, reason: str, until: datetime | None = None) -> bool:
+def pause(
+    c: Connection | Database,
+    account_id: str,
+    reason: str,
+    until: datetime | None = None,
+    *,
+    by: Literal["admin", "upstream"] = "admin",
+) -> bool:
     """Hold the account's messages back until a time, or until it is resumed. False if there is no such account."""
-    return bool(c.all(_PAUSE, {"account_id": account_id, "reason": reason, "until": until}))
+    return bool(c.all(_PAUSE, {"account_id": account_id, "reason": reason, "until": until, "by": by}))
 
 
 _RESUME = """
-UPDATE accounts SET paused_at = NULL, paused_until = NULL, pause_reason = NULL WHERE id = %(account_id)s RETURNING id
+UPDATE accounts SET paused_at = NULL, paused_until = NULL, pause_reason = NULL, paused_by = NULL
+WHERE id = %(account_id)s RETURNING id
 """
 
 
@@ -199,5 +206,6 @@ def _account(row: Row) -> Account:
         paused_s=row["paused_s"],
         paused_until=row["paused_until"] if row["paused_s"] else None,
         pause_reason=row["pause_reason"] if row["paused_s"] else None,
+        paused_by=row["paused_by"] if row["paused_s"] else None,
         cooldown_s=row["cooldown_s"],
     )

@@ -47,7 +47,10 @@ class Account(Base):
     """A sending identity upstream, owner of limits."""
 
     __tablename__ = "accounts"
-    __table_args__ = (CheckConstraint("id ~ '^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,63}$'", name="id_plain"),)
+    __table_args__ = (
+        CheckConstraint("id ~ '^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,63}$'", name="id_plain"),
+        CheckConstraint("paused_by IN ('admin', 'upstream')", name="paused_by"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     channel: Mapped[str] = mapped_column(server_default="onlyfans")
@@ -60,6 +63,8 @@ class Account(Base):
     paused_until: Mapped[datetime | None]
     """Null with paused_at set: until someone resumes it."""
     pause_reason: Mapped[str | None]
+    paused_by: Mapped[str | None]
+    """`admin` or `upstream`; null if a version before this column paused it."""
     cooldown_until: Mapped[datetime | None]
     """Kept here too so that a cooldown survives the loss of Redis."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -1,4 +1,5 @@
-"""Schema changes, run by Alembic through `paceline migrate`. Each expands first and contracts in a later release."""
+"""Schema changes, run by Alembic through `paceline migrate`. Each expands first and contracts in a later release, and
+changes one of the tables in use."""
 
 import time
 from collections.abc import Callable
