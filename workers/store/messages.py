@@ -309,12 +309,16 @@ def elect_heads(c: Connection, lines: Iterable[Line]) -> int:
 
 # --- out ------------------------------------------------------------------------------------------------------------
 
+CLAIMED_AT_ONCE = 128
+# A LIMIT that is a parameter is one tenth of all rows to a generic plan, and a tenth of a million is worth a sequential
+# scan of the table to join back to. A second LIMIT, of a number, tells it how few they are. So in all that follows here.
+#
 # Walks the priorities from 10 down, fresh ones before redriven ones (steps 21, 20: priority 10; 19, 18: priority 9; …),
 # each from its oldest due message, and stops at the first `want`: twenty index probes at worst. One scan over all
 # priorities would wade through whatever is waiting for its retry at the higher ones.
 # statement_timestamp(), because in a drain's transaction now() is older than what the statement before has just queued.
-_CLAIM_NEXT = """
-WITH next AS (
+_CLAIM_NEXT = f"""
+WITH next AS (SELECT * FROM (
     SELECT m.id, row_number() OVER () AS n
     FROM accounts a
     CROSS JOIN generate_series(21, 2, -1) AS step
@@ -327,7 +331,7 @@ WITH next AS (
     ) m
     WHERE a.id = %(account_id)s AND (a.paused_at IS NULL OR a.paused_until <= statement_timestamp())
     LIMIT %(want)s
-), claimed AS (
+) wanted LIMIT {CLAIMED_AT_ONCE}), claimed AS (
     UPDATE messages m SET state = 'sending', attempts = m.attempts + 1, tries = m.tries + 1
     FROM next WHERE m.id = next.id AND m.state = 'queued'
     RETURNING m.id, m.account_id, m.recipient_id, m.priority, m.content, m.media_ids, m.attempts, m.tries, m.due_at,
@@ -346,7 +350,8 @@ FROM claimed
 def claim_next(
     c: Connection | Database, account_id: str, tokens: Sequence[str], worker: int, lease_s: float
 ) -> list[Claim]:
-    """Claim up to one message per token and put an attempt for each on record, committed before anything leaves."""
+    """Claim up to one message per token, `CLAIMED_AT_ONCE` at most, and put an attempt for each on record, committed
+    before anything leaves."""
     if not tokens:
         return []
     params = {
@@ -554,10 +559,10 @@ def _move(
 # --- looked up ------------------------------------------------------------------------------------------------------
 
 _CLAIM_LOOKUPS = """
-WITH due AS (
+WITH due AS (SELECT * FROM (
     SELECT id FROM messages WHERE state = 'verifying' AND due_at <= now()
     ORDER BY due_at LIMIT %(want)s FOR UPDATE SKIP LOCKED
-)
+) wanted LIMIT 100)
 UPDATE messages m SET lookups = m.lookups + 1, due_at = clock_timestamp() + %(lease_s)s * interval '1 second'
 FROM due WHERE m.id = due.id AND m.state = 'verifying'
 RETURNING m.id, m.account_id, m.recipient_id, m.priority, m.content, m.media_ids, m.attempts, m.tries, m.lookups,
@@ -738,12 +743,12 @@ def verify_expired(c: Connection) -> int:
 
 
 _EXPIRE = f"""
-WITH past AS (
+WITH past AS (SELECT * FROM (
     SELECT id FROM messages m
     WHERE expires_at IS NOT NULL AND state IN ('scheduled', 'held', 'queued') AND expires_at <= now()
       AND NOT {_DOUBTFUL}
     ORDER BY expires_at LIMIT %(want)s FOR UPDATE SKIP LOCKED
-)
+) wanted LIMIT 1000)
 UPDATE messages m SET state = 'expired', ended_at = clock_timestamp()
 FROM past WHERE m.id = past.id AND m.state IN ('scheduled', 'held', 'queued')
 RETURNING m.id, m.account_id, m.recipient_id, m.priority, m.request_id
@@ -802,12 +807,12 @@ def mend_headless_lines(db: Database) -> int:
 
 
 _PRUNE = """
-WITH old AS (
+WITH old AS (SELECT * FROM (
     SELECT id FROM messages
     WHERE id < %(before_id)s AND state IN ('sent', 'cancelled', 'expired')
       AND ended_at < now() - %(older_than_s)s * interval '1 second'
     ORDER BY id LIMIT %(most)s FOR UPDATE SKIP LOCKED
-)
+) wanted LIMIT 1000)
 DELETE FROM messages m USING old WHERE m.id = old.id RETURNING m.id
 """
 
