@@ -33,6 +33,7 @@ PATIENT_MS = 5000
 """A statement may have to wait for a lock that long under load."""
 FOR_THE_POOL = {
     "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
     "jit": "off",
     "statement_timeout": "15000",
     "idle_in_transaction_session_timeout": "15000",

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 
 from tests.bench.benchmark import BENCHMARKS, Result
+from tests.bench.processes import clean_up_on_sigterm
 from tests.bench.report import commit, machine, markdown, show, write
 from tests.bench.runner import run
 from tests.bench.stage import Stage
@@ -35,6 +36,7 @@ def main(only: str, rounds: int, quick: bool, file: Path | None, names_only: boo
     wanted = [name.strip() for name in only.split(",") if name.strip()] or list(BENCHMARKS)
     if unknown := set(wanted) - set(BENCHMARKS):
         raise click.BadParameter(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    clean_up_on_sigterm()
     configure_logging("console", level=logging.WARNING)
     console, progress = Console(width=180), Console(stderr=True)
     began_s = time.monotonic()

@@ -31,6 +31,7 @@ from tests.bench.benchmark import percentile
 from tests.bench.contestants import Contestant, ours_on_trial, rival_on_trial
 from tests.bench.dispatch import NO_LIMIT
 from tests.bench.lateness import lateness_s
+from tests.bench.processes import clean_up_on_sigterm
 from tests.bench.report import markdown_table, number, write
 from tests.bench.rivals import CELERY_LIMITS, CELERY_RATE, DRAMATIQ
 from tests.bench.stage import Stage
@@ -194,6 +195,7 @@ def await_accepted(upstream: Sandbox, messages: int, within_s: float) -> None:
 @click.option("--markdown", "file", type=click.Path(path_type=Path, dir_okay=False), help="Write the table there too.")
 def main(only: str, file: Path | None) -> None:
     """Paceline beside what a user would pick instead."""
+    clean_up_on_sigterm()
     configure_logging("console", level=logging.WARNING)
     progress = Console(stderr=True)
 

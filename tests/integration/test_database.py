@@ -311,12 +311,13 @@ def test_the_oldest_message_is_looked_for_only_where_one_is_queued(adapters: Ada
 def generic_plan_of(database: Database, sql: str, **types: str) -> str:
     """How it is planned for whatever parameters may come, as the pool's connections have it."""
     numbered = re.sub(r"%\((\w+)\)s", lambda found: f"${list(types).index(found[1]) + 1}", sql)
-    with psycopg.connect(database.url, options="-c plan_cache_mode=force_generic_plan -c jit=off") as connection:
+    with psycopg.connect(database.url, options=session._OPTIONS) as connection:
         connection.execute(f"PREPARE asked ({', '.join(types.values())}) AS {numbered}")
         rows = connection.execute(f"EXPLAIN EXECUTE asked ({', '.join(['NULL'] * len(types))})").fetchall()
         return "\n".join(row[0] for row in rows)
 
 
+@pytest.mark.parametrize("rows", [0, 50_000])
 @pytest.mark.parametrize(
     ("sql", "types"),
     [
@@ -335,17 +336,31 @@ def generic_plan_of(database: Database, sql: str, **types: str) -> str:
             },
         ),
         (messages._ELECT_HEADS, {"accounts": "text[]", "recipients": "text[]", "priorities": "smallint[]"}),
+        (
+            messages._ACCEPT_MANY,
+            {
+                "by_subject": "text", "key": "text", "fingerprint": "text", "last_to_go": "text", "messages": "json",
+                "by_request_id": "text", "by_traceparent": "text", "by_role": "text",
+            },
+        ),
         (messages._ADMIT_DUE, {"account_id": "text"}),
         (messages._NEXT_DUE, {"account_id": "text"}),
     ],
-    ids=["claim_next", "claim_lookups", "expire", "prune", "mark_sent", "elect_heads", "admit_due", "next_due"],
+    ids=[
+        "claim_next", "claim_lookups", "expire", "prune", "mark_sent", "elect_heads", "accept_many", "admit_due",
+        "next_due",
+    ],
 )  # fmt: skip
-def test_no_backlog_makes_a_statement_read_the_whole_table(adapters: Adapters, sql: str, types: dict[str, str]) -> None:
-    """Nor does a table of which nearly all belong to one account, in one state, are of one priority and expire soon."""
-    adapters.db.all("""
+def test_no_backlog_makes_a_statement_read_the_whole_table(
+    adapters: Adapters, sql: str, types: dict[str, str], rows: int
+) -> None:
+    """Nor one planned while there was none; nor a table of which nearly all belong to one account, in one state, are of
+    one priority and expire soon."""
+    insert = """
         INSERT INTO messages (id, account_id, recipient_id, priority, state, content, due_at, expires_at)
         SELECT 'msg_' || n, 'default', 'fan-' || n, 5, 'queued', '', now(), now() + interval '1 day'
-        FROM generate_series(1, 50000) n""")
+        FROM generate_series(1, %(rows)s) n"""
+    adapters.db.all(insert, {"rows": rows})
     adapters.db.all("ANALYZE messages")
     plan = generic_plan_of(adapters.db, sql, **types)
     assert "Seq Scan on messages" not in plan, plan
