@@ -308,12 +308,23 @@ def test_the_oldest_message_is_looked_for_only_where_one_is_queued(adapters: Ada
     assert buffers(plan_of(adapters, queries._OLDEST)) < 100
 
 
+def fill(adapters: Adapters, rows: int) -> None:
+    """Messages of one account, in one state, of one priority, that expire soon."""
+    insert = """
+        INSERT INTO messages (id, account_id, recipient_id, priority, state, content, due_at, expires_at)
+        SELECT 'msg_' || n, 'default', 'fan-' || n, 5, 'queued', '', now(), now() + interval '1 day'
+        FROM generate_series(1, %(rows)s) n"""
+    adapters.db.all(insert, {"rows": rows})
+    adapters.db.all("ANALYZE messages")
+
+
 def generic_plan_of(database: Database, sql: str, **types: str) -> str:
     """How it is planned for whatever parameters may come, as the pool's connections have it."""
     numbered = re.sub(r"%\((\w+)\)s", lambda found: f"${list(types).index(found[1]) + 1}", sql)
     with psycopg.connect(database.url, options=session._OPTIONS) as connection:
-        connection.execute(f"PREPARE asked ({', '.join(types.values())}) AS {numbered}")
-        rows = connection.execute(f"EXPLAIN EXECUTE asked ({', '.join(['NULL'] * len(types))})").fetchall()
+        named, given = (f"({', '.join(words)})" if types else "" for words in (types.values(), ["NULL"] * len(types)))
+        connection.execute(f"PREPARE asked {named} AS {numbered}")
+        rows = connection.execute(f"EXPLAIN EXECUTE asked {given}").fetchall()
         return "\n".join(row[0] for row in rows)
 
 
@@ -356,11 +367,25 @@ def test_no_backlog_makes_a_statement_read_the_whole_table(
 ) -> None:
     """Nor one planned while there was none; nor a table of which nearly all belong to one account, in one state, are of
     one priority and expire soon."""
-    insert = """
-        INSERT INTO messages (id, account_id, recipient_id, priority, state, content, due_at, expires_at)
-        SELECT 'msg_' || n, 'default', 'fan-' || n, 5, 'queued', '', now(), now() + interval '1 day'
-        FROM generate_series(1, %(rows)s) n"""
-    adapters.db.all(insert, {"rows": rows})
-    adapters.db.all("ANALYZE messages")
+    fill(adapters, rows)
     plan = generic_plan_of(adapters.db, sql, **types)
     assert "Seq Scan on messages" not in plan, plan
+
+
+@pytest.mark.parametrize("rows", [0, 50_000])
+@pytest.mark.parametrize(
+    ("sql", "types"),
+    [
+        (messages._ORPHANS, {"grace_s": "float8", "lock_class": "int", "want": "bigint"}),
+        (messages._VERIFY_EXPIRED, {}),
+        (messages._EXPIRE, {"want": "bigint"}),
+    ],
+    ids=["orphans", "verify_expired", "expire"],
+)
+def test_what_is_asked_every_second_does_not_walk_through_all_that_is_queued(
+    adapters: Adapters, sql: str, types: dict[str, str], rows: int
+) -> None:
+    fill(adapters, rows)
+    plan = generic_plan_of(adapters.db, sql, **types)
+    assert "ix_messages_claim" not in plan, plan
+    assert "uq_messages_head" not in plan, plan

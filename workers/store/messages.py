@@ -311,7 +311,7 @@ def elect_heads(c: Connection, lines: Iterable[Line]) -> int:
 
 CLAIMED_AT_ONCE = 128
 # A LIMIT that is a parameter is one tenth of all rows to a generic plan, and a tenth of a million is worth a sequential
-# scan of the table to join back to. A second LIMIT, of a number, tells it how few they are. So in all that follows here.
+# scan of the table to join back to. A second LIMIT, of a number, tells it how few they are; so too in what follows.
 #
 # Walks the priorities from 10 down, fresh ones before redriven ones (steps 21, 20: priority 10; 19, 18: priority 9; …),
 # each from its oldest due message, and stops at the first `want`: twenty index probes at worst. One scan over all
@@ -393,8 +393,9 @@ WITH o AS (
 ), closed AS (
     UPDATE attempts a SET outcome = 'accepted', ended_at = clock_timestamp(), http_status = o.http_status,
         latency_ms = o.latency_ms
-    FROM o
-    WHERE a.message_id = o.message_id AND a.number = o.attempt AND a.token = o.token AND a.outcome IS NULL
+    FROM o  -- ANY, because a join alone may read the whole index of open attempts, dead entries and all
+    WHERE a.message_id = ANY(%(ids)s::text[])
+      AND a.message_id = o.message_id AND a.number = o.attempt AND a.token = o.token AND a.outcome IS NULL
     RETURNING a.message_id, a.number, o.upstream_id
 )
 UPDATE messages m SET state = 'sent', sent_at = clock_timestamp(), ended_at = clock_timestamp(),
@@ -701,12 +702,14 @@ def bury_unverified(c: Connection, claim: Claim, reason: DeadLetterReason, error
 
 # --- kept in order --------------------------------------------------------------------------------------------------
 
+# The state is compared in a way that no partial index knows: planned while the table is empty, the statement would walk
+# through all that is queued, every second, from then on.
 _ORPHANS = """
 SELECT m.id, m.account_id, m.recipient_id, m.priority, m.content, m.media_ids, m.attempts, m.tries, a.token, a.worker,
        m.request_id, m.traceparent,
        extract(epoch FROM a.deadline_at - clock_timestamp())::float8 AS time_left_s,
        extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())::float8 AS server_up_s
-FROM attempts a JOIN messages m ON m.id = a.message_id AND m.state = 'sending' AND m.attempts = a.number
+FROM attempts a JOIN messages m ON m.id = a.message_id AND m.state || '' = 'sending' AND m.attempts = a.number
 WHERE a.outcome IS NULL
   AND (a.deadline_at < now() - %(grace_s)s * interval '1 second'
        OR NOT EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid = %(lock_class)s
@@ -732,7 +735,8 @@ _DOUBTFUL = """
 _VERIFY_EXPIRED = f"""
 UPDATE messages m SET state = 'verifying', lookups = 0, due_at = clock_timestamp()
 WHERE m.expires_at IS NOT NULL AND m.state IN ('scheduled', 'held', 'queued') AND m.expires_at <= now()
-  AND m.state = 'queued' AND {_DOUBTFUL}
+  AND m.state || '' = 'queued'  -- as above: by way of expires_at, not of all that is queued
+  AND {_DOUBTFUL}
 RETURNING m.id
 """
 

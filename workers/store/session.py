@@ -33,9 +33,9 @@ TCP: dict[str, Any] = {
 }
 SERVER_TCP = "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3"
 # Claims are flat to a million rows only with a generic plan: a custom plan is chosen per call from statistics that a
-# queue outdates within seconds. A generic one is kept, and may have been made while the table was empty, when to read all
-# of it looked cheapest: so that is not to be considered where there is an index. Timeouts bound what a hung client can
-# hold on to.
+# queue outdates within seconds. A generic one is kept, and may have been made while the table was empty, when to read
+# all of it looked cheapest: so that is not to be considered where there is an index. Timeouts bound what a hung client
+# can hold on to.
 _OPTIONS = " ".join(
     f"-c {setting}"
     for setting in (
