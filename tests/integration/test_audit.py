@@ -147,9 +147,7 @@ def test_pruning_forgets_the_old_alone_and_leaves_the_table_closed_again(
 
 
 @pytest.fixture
-def of_two_accounts(
-    adapters: Adapters, submit: Callable[..., Receipt], make_account: Callable[..., str]
-) -> list[str]:
+def of_two_accounts(adapters: Adapters, submit: Callable[..., Receipt], make_account: Callable[..., str]) -> list[str]:
     make_account("a"), make_account("b")
     return [submit(f"fan-{n}", account_id="ab"[n % 2]).message_id for n in range(10)]
 

@@ -1,28 +1,64 @@
 """The onlyfans channel against a real HTTP server: each row of the contract's table, and what may have left."""
 
+import asyncio
+import gzip
+import ipaddress
 import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import closing, suppress
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
-import urllib3
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from deploy.sandbox import Fault, Sandbox
+from workers.channels.answer import Incoming
 from workers.channels.onlyfans import OnlyFans, outcome_of, retry_after_s
-from workers.channels.transport import IDLE_S, Answer, NoAnswer, Transport, _Connection
+from workers.channels.transport import Answer, NoAnswer, NotSent, Transport, Upstream
 from workers.clock import monotonic_s
 from workers.domain.message import Claim
 from workers.domain.outcome import Evidence, Finding, Outcome, OutcomeKind
 
 Scripted = Callable[..., str]
+T = TypeVar("T")
+
+
+@cache
+def loop() -> asyncio.AbstractEventLoop:
+    """What requests are made on, in a thread of its own, as in a worker."""
+    made = asyncio.new_event_loop()
+    made.set_exception_handler(lambda _, context: broken.append(context))
+    threading.Thread(target=made.run_forever, daemon=True).start()
+    return made
+
+
+broken: list[dict[str, Any]] = []
+"""What broke on the loop, and nobody was told."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_breaks_unheard() -> Iterator[None]:
+    broken.clear()
+    yield
+    run(asyncio.sleep(0))
+    assert broken == []
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run_coroutine_threadsafe(work, loop()).result(60)
 
 
 def claim(recipient_id: str = "fan-1", content: str = "Hello", message_id: str = "msg_1") -> Claim:
@@ -40,7 +76,7 @@ def claim(recipient_id: str = "fan-1", content: str = "Hello", message_id: str =
 
 
 def send(channel: OnlyFans, one: Claim | None = None, *, start_in_s: float = 2.0, timeout_s: float = 1.0) -> Outcome:
-    return channel.send(one or claim(), "key-1", start_by_s=monotonic_s() + start_in_s, timeout_s=timeout_s)
+    return run(channel.send(one or claim(), "key-1", start_by_s=monotonic_s() + start_in_s, timeout_s=timeout_s))
 
 
 @pytest.fixture
@@ -80,6 +116,79 @@ def scripted() -> Iterator[Scripted]:
     yield serve
     for listener in listeners:
         listener.close()
+
+
+class Peer:
+    """An upstream of one's own: each connection is handled by `handle`, in a thread of its own."""
+
+    def __init__(self, handle: Callable[["Peer", socket.socket], object], tls: ssl.SSLContext | None = None) -> None:
+        self._handle, self._tls = handle, tls
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.connections = 0
+        self.ended = threading.Semaphore(0)
+        """Released whenever a connection has been handled, and is closed."""
+        threading.Thread(target=self._run, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def _run(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self.connections += 1
+                threading.Thread(target=self._serve, args=[connection], daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with suppress(OSError):
+            if self._tls:
+                connection = self._tls.wrap_socket(connection, server_side=True)
+            with connection:
+                self._handle(self, connection)
+        self.ended.release()
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+Serve = Callable[..., Peer]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    peers: list[Peer] = []
+
+    def make(handle: Callable[[Peer, socket.socket], object], tls: ssl.SSLContext | None = None) -> Peer:
+        peers.append(Peer(handle, tls))
+        return peers[-1]
+
+    yield make
+    for peer in peers:
+        peer.close()
+
+
+def hear(connection: socket.socket) -> bytes:
+    """One whole request, head and body; b"" if no more come."""
+    heard = b""
+    while b"\r\n\r\n" not in heard:
+        if not (data := connection.recv(65536)):
+            return b""
+        heard += data
+    head, _, body = heard.partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
+    parts, missing = [body], length - len(body)
+    while missing > 0:
+        parts.append(connection.recv(65536))
+        missing -= len(parts[-1])
+    return head + b"".join(parts)
+
+
+def answer_all(peer: Peer, connection: socket.socket) -> None:
+    """Every message is accepted, under the number of its connection."""
+    mine = peer.connections
+    while hear(connection):
+        connection.sendall(answering(b'{"id": %d}' % mine))
 
 
 def test_an_accepted_message_brings_the_upstreams_id(channel: OnlyFans, upstream: Sandbox) -> None:
@@ -165,18 +274,23 @@ def test_a_sleeper_that_wakes_too_late_does_not_send(channel: OnlyFans, upstream
     assert upstream.summary()["arrivals"] == 0
 
 
-def test_connections_are_kept_alive_but_not_for_long(
-    channel: OnlyFans, upstream: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pool = channel._transport._pool
-    for n in range(3):
-        send(channel, claim(message_id=f"msg_{n}"))
-    assert pool.num_connections == 1
-    monkeypatch.setattr("workers.channels.transport.IDLE_S", -1.0)
-    send(channel, claim(message_id="msg_4"))
-    assert pool.num_connections == 1  # the same object, connected anew
-    assert IDLE_S > 0
-    assert upstream.summary()["accepted"] == 4
+def test_connections_are_kept_alive_but_not_for_long(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = serve(answer_all)
+    with closing(OnlyFans(peer.url)) as channel:
+        for _ in range(3):
+            assert send(channel).kind is OutcomeKind.ACCEPTED
+        assert peer.connections == 1
+        monkeypatch.setattr("workers.channels.transport.IDLE_S", -1.0)
+        assert send(channel).kind is OutcomeKind.ACCEPTED
+        assert peer.connections == 2
+
+
+def test_a_connection_that_nobody_uses_again_is_closed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.channels.transport.IDLE_S", 0.1)
+    peer = serve(answer_all)
+    with closing(OnlyFans(peer.url)) as channel:
+        send(channel)
+        assert peer.ended.acquire(timeout=10)
 
 
 def test_the_upstreams_words_are_trimmed_and_made_plain() -> None:
@@ -232,6 +346,7 @@ def test_an_upstream_without_history_proves_nothing(channel: OnlyFans, upstream:
 
 
 LONG = "x" * 300_000  # more than a small receive buffer takes, less than a send buffer holds
+VERY_LONG = 8_000_000  # more than any send buffer holds
 
 
 @pytest.fixture
@@ -261,19 +376,37 @@ def read_to_the_end(peer: socket.socket) -> int:
     return count
 
 
-def test_what_was_given_up_is_not_delivered_later(small_window: socket.socket) -> None:
+@pytest.mark.parametrize(
+    "begun", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{"], ids=["", "but half answered"]
+)
+def test_what_was_given_up_is_not_delivered_later(small_window: socket.socket, begun: bytes) -> None:
     with closing(OnlyFans(url_of(small_window))) as channel:
-        outcome = send(channel, claim(content=LONG), timeout_s=0.5)
-        assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "timed out")
+        work = channel.send(claim(content=LONG), "key-1", start_by_s=float("inf"), timeout_s=0.5)
+        sending = asyncio.run_coroutine_threadsafe(work, loop())
         with small_window.accept()[0] as peer:
+            peer.sendall(begun)
+            outcome = sending.result(10)
+            assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "timed out")
             assert 0 < read_to_the_end(peer) < len(LONG)
+
+
+def test_what_began_in_time_may_go_on_until_the_deadline(small_window: socket.socket) -> None:
+    with closing(OnlyFans(url_of(small_window))) as channel:
+        start_by_s = monotonic_s() + 2
+        work = channel.send(claim(content="x" * VERY_LONG), None, start_by_s=start_by_s, timeout_s=30)
+        sending = asyncio.run_coroutine_threadsafe(work, loop())
+        with small_window.accept()[0] as peer:
+            time.sleep(max(0, start_by_s - monotonic_s()))
+            assert len(hear(peer)) > VERY_LONG
+            peer.sendall(answering(b'{"id": 7}'))
+            assert sending.result(10).kind is OutcomeKind.ACCEPTED
 
 
 def test_what_a_killed_worker_was_sending_is_not_delivered_later(small_window: socket.socket) -> None:
     script = (
-        "import sys; from workers.channels.transport import Transport\n"
-        "Transport(sys.argv[1], connections=1).request("
-        "'POST', '/', headers={}, body=b'x' * int(sys.argv[2]), timeout_s=60)"
+        "import asyncio, sys; from workers.channels.transport import Transport, Upstream\n"
+        "asyncio.run(Transport(Upstream.at(sys.argv[1]), connections=1).request("
+        "'POST', '/', headers={}, body=b'x' * int(sys.argv[2]), timeout_s=60))"
     )
     worker = subprocess.Popen([sys.executable, "-c", script, url_of(small_window), str(len(LONG))])
     with small_window.accept()[0] as peer:
@@ -283,52 +416,106 @@ def test_what_a_killed_worker_was_sending_is_not_delivered_later(small_window: s
         assert 0 < read_to_the_end(peer) < len(LONG)
 
 
-def test_an_answer_before_the_end_of_the_request_does_not_cost_its_end(small_window: socket.socket) -> None:
+@pytest.mark.parametrize("half_closed", [False, True], ids=["", "and a hang-up halfway"])
+@pytest.mark.parametrize("size", [len(LONG), VERY_LONG], ids=["in the kernel", "in our hands"])
+def test_an_answer_before_the_end_of_the_request_does_not_cost_its_end(
+    small_window: socket.socket, size: int, half_closed: bool
+) -> None:
     answer = b'HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 11\r\n\r\n{"id": "1"}'
     with closing(OnlyFans(url_of(small_window))) as channel:
         outcomes: list[Outcome] = []
-        sender = threading.Thread(target=lambda: outcomes.append(send(channel, claim(content=LONG), timeout_s=5)))
+        sender = threading.Thread(target=lambda: outcomes.append(send(channel, claim(content="x" * size), timeout_s=9)))
         sender.start()
         with small_window.accept()[0] as peer:
             peer.sendall(answer)
+            if half_closed:
+                peer.shutdown(socket.SHUT_WR)
             sender.join()
             assert outcomes[0].kind is OutcomeKind.ACCEPTED
-            assert read_to_the_end(peer) > len(LONG)
+            assert read_to_the_end(peer) > size
 
 
-@pytest.mark.parametrize("taken", ["and sends", "and is about to send"])
-def test_a_deadline_does_not_cut_the_next_call_on_the_same_connection(
-    channel: OnlyFans, upstream: Sandbox, monkeypatch: pytest.MonkeyPatch, taken: str
-) -> None:
-    """urllib3 puts the connection back into the pool inside the last read(), while the call is not over yet."""
-    real_read, real_connected = urllib3.HTTPResponse.read, _Connection.is_connected
-    read, go_on = threading.Event(), threading.Event()
-    slow = threading.Thread(target=lambda: send(channel, timeout_s=1.0))
+def test_a_connection_with_a_request_still_to_write_is_nobody_elses(small_window: socket.socket) -> None:
+    with closing(OnlyFans(url_of(small_window))) as channel:
+        accepted: list[socket.socket] = []
+        for size in (VERY_LONG, 5):
+            work = channel.send(claim(content="x" * size), None, start_by_s=float("inf"), timeout_s=30)
+            sending = asyncio.run_coroutine_threadsafe(work, loop())
+            accepted.append(small_window.accept()[0])
+            accepted[-1].sendall(answering(b'{"id": 7}'))
+            assert sending.result(10).kind is OutcomeKind.ACCEPTED
+        first, second = accepted
+        assert len(hear(first)) > VERY_LONG
+        first.close()
+        second.close()
 
-    def read_and_dawdle(self: urllib3.HTTPResponse, *args: Any, **options: Any) -> bytes:
-        content = real_read(self, *args, **options)
-        if threading.current_thread() is slow:
-            read.set()
-            go_on.wait(10)
-        return content
 
-    def connected_and_dawdle(self: _Connection) -> bool:
-        connected = real_connected.fget(self)  # type: ignore[attr-defined]
-        time.sleep(1.5)  # past the deadline of the call before
-        return bool(connected)
+def test_an_answer_before_a_hang_up_in_the_middle_of_the_request_is_heard(small_window: socket.socket) -> None:
+    with closing(OnlyFans(url_of(small_window))) as channel:
+        outcomes: list[Outcome] = []
+        much = claim(content="x" * VERY_LONG)
+        sender = threading.Thread(target=lambda: outcomes.append(send(channel, much, timeout_s=9)))
+        sender.start()
+        with small_window.accept()[0] as peer:
+            peer.recv(1)
+            peer.sendall(answering(b'{"error": "too much"}', "413 Too Large"))
+        sender.join()
+    assert (outcomes[0].kind, outcomes[0].error) == (OutcomeKind.REJECTED, "too much")
 
-    monkeypatch.setattr(urllib3.HTTPResponse, "read", read_and_dawdle)
-    slow.start()
-    assert read.wait(5)
-    if taken == "and sends":
-        upstream.latency_ms = 1500
-    else:
-        monkeypatch.setattr(_Connection, "is_connected", property(connected_and_dawdle))
+
+def test_a_process_stopped_in_the_middle_of_a_request_does_not_go_on_after_its_deadline() -> None:
+    """When it goes on, the socket takes more and the deadline is over: what it does first must not matter."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        request = Transport(Upstream.at(url_of(listener)), connections=1).request(
+            "POST", "/", headers={}, body=b"x" * 4 * VERY_LONG, timeout_s=0.5
+        )
+        sending = asyncio.run_coroutine_threadsafe(request, loop())
+        with listener.accept()[0] as peer:
+            peer.recv(1)
+            stopped, go_on = threading.Event(), threading.Event()
+            loop().call_soon_threadsafe(lambda: (stopped.set(), go_on.wait(10)))
+            assert stopped.wait(10)
+            peer.settimeout(0.5)  # after which the deadline is over, too
+            with suppress(TimeoutError):
+                while peer.recv(65536):  # all that had been written: there is room for more
+                    pass
+            go_on.set()
+            with pytest.raises(NoAnswer, match="stopped in the middle of the request"):
+                sending.result(10)
+
+
+def test_a_deadline_does_not_cut_the_next_call_on_the_same_connection(channel: OnlyFans, upstream: Sandbox) -> None:
+    send(channel, timeout_s=1.0)
+    (connection,) = channel._transport._idle
+    upstream.latency_ms = 1500
     outcome = send(channel, claim(message_id="msg_2"), start_in_s=5, timeout_s=5)
-    go_on.set()
-    slow.join()
     assert (outcome.kind, outcome.error) == (OutcomeKind.ACCEPTED, None)
-    assert channel._transport._pool.num_connections == 1
+    assert list(channel._transport._idle) == [connection]
+
+
+def test_an_answer_that_came_in_time_is_not_lost_on_a_busy_loop(serve: Serve) -> None:
+    """Nor does the deadline, noticed with it, cut the connection: it may be the next call's."""
+    answered = threading.Semaphore(0)
+
+    def answer(_: Peer, connection: socket.socket) -> None:
+        while hear(connection):
+            connection.sendall(answering(b'{"id": 7}'))
+            answered.release()
+
+    async def send_and_be_busy() -> Outcome:
+        sending = asyncio.ensure_future(channel.send(claim(), None, start_by_s=float("inf"), timeout_s=0.5))
+        await asyncio.sleep(0)  # the request is written
+        assert answered.acquire(timeout=10)
+        time.sleep(0.6)
+        return await sending
+
+    peer = serve(answer)
+    with closing(OnlyFans(peer.url)) as channel:
+        send(channel)
+        assert answered.acquire(timeout=10)
+        assert run(send_and_be_busy()).kind is OutcomeKind.ACCEPTED
+        assert send(channel).kind is OutcomeKind.ACCEPTED
+    assert peer.connections == 1
 
 
 def test_all_addresses_of_a_name_share_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,9 +594,11 @@ def test_a_surprise_after_the_request_left_is_an_unknown_outcome(
     assert outcome.error == "unreadable answer: LookupError"
     finding = channel.find(claim(), None, started_ago_s=5, known_ids=frozenset(), timeout_s=2)
     assert finding == Finding(Evidence.UNAVAILABLE, error="unreadable history: LookupError")
-    monkeypatch.setattr(urllib3.HTTPResponse, "read", surprise)
-    outcome = send(channel)
-    assert (outcome.kind, outcome.left, outcome.error) == (OutcomeKind.UNKNOWN, True, "LookupError")
+    for method in ("feed", "answer"):
+        with monkeypatch.context() as patched:
+            patched.setattr(Incoming, method, surprise)
+            outcome = send(channel)
+        assert (outcome.kind, outcome.left, outcome.error) == (OutcomeKind.UNKNOWN, True, "LookupError")
 
 
 def history(text: str, **entry: Any) -> bytes:
@@ -426,7 +615,7 @@ def test_a_page_of_long_messages_can_be_looked_through(scripted: Scripted) -> No
     ("answer", "error"),
     [
         (history("private " * 2_200_000), "the answer is too long"),
-        (history("private")[:-2], "IncompleteRead"),
+        (history("private")[:-2], "cut off in the middle of the answer"),
         (answering(b'{"messages": "private"}'), "HTTP 200: not a page of messages"),
         (answering(b'["private"'), "HTTP 200: not a page of messages"),
         (history("private", created_at="private"), "unreadable history: ValueError"),
@@ -446,9 +635,9 @@ def test_a_look_up_that_fails_quotes_nobodys_message(scripted: Scripted, answer:
 def test_an_answer_that_is_too_long_is_none_and_leaves_nothing_behind(upstream: Sandbox) -> None:
     def me(max_answer: int) -> Answer:
         headers = {"Authorization": "Bearer key-1"}
-        return transport.request("GET", "/me", headers=headers, timeout_s=2, max_answer=max_answer)
+        return run(transport.request("GET", "/me", headers=headers, timeout_s=2, max_answer=max_answer))
 
-    with closing(Transport(upstream.url, connections=1)) as transport:
+    with closing(Transport(Upstream.at(upstream.url), connections=1)) as transport:
         whole = me(1000).body
         with pytest.raises(NoAnswer, match="the answer is too long"):
             me(len(whole) // 2)
@@ -460,3 +649,306 @@ def test_an_answer_that_is_too_long_is_none_and_leaves_nothing_behind(upstream: 
 )
 def test_any_id_is_an_id_but_none(id_: str, kind: str) -> None:
     assert outcome_of(Answer(200, {}, f'{{"id": {id_}}}'.encode()), 0.1).kind == kind
+
+
+# --- how an answer may come
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n{"id\r\n5;x=y\r\n": 7}\r\n0\r\n\r\n',
+        b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{"id": 7}\r\n0\r\nContent-Encoding: gzip\r\n\r\n',
+        b'HTTP/1.0 200 OK\r\n\r\n{"id": 7}',
+        b'HTTP/1.1 200 OK\r\n\r\n{"id": 7}',
+        b'HTTP/1.1 200\r\nContent-Length: 9\r\n\r\n{"id": 7}',
+        b'HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"id": 7}',
+        b'HTTP/1.1 103 Early Hints\r\nContent-Length: 3\r\nLink: x\r\n\r\nHTTP/1.1 201 Created\r\n\r\n{"id": 7}',
+    ],
+    ids=["chunked", "trailers", "HTTP 1.0", "to the end", "no reason", "100", "103"],
+)
+@pytest.mark.parametrize("pause_s", [0.0, 0.001], ids=["at once", "byte by byte"])
+def test_an_answer_in_any_form_is_read(scripted: Scripted, answer: bytes, pause_s: float) -> None:
+    with closing(OnlyFans(scripted(answer, pause_s=pause_s))) as channel:
+        outcome = send(channel, timeout_s=10)
+    assert (outcome.kind, outcome.upstream_id) == (OutcomeKind.ACCEPTED, "7")
+
+
+PACKED = gzip.compress(b'{"id": 7}')
+
+
+@pytest.mark.parametrize(
+    ("packed", "kind", "error"),
+    [
+        (PACKED, OutcomeKind.ACCEPTED, None),
+        (PACKED[:-1], OutcomeKind.UNKNOWN, "cut off in the middle of the answer"),
+        (b"private", OutcomeKind.UNKNOWN, "the answer cannot be unpacked"),
+        (gzip.compress(b"x" * 10_000_000), OutcomeKind.UNKNOWN, "the answer is too long"),
+    ],
+    ids=["whole", "cut", "not packed", "a bomb"],
+)
+def test_an_answer_packed_unasked_is_unpacked(
+    scripted: Scripted, packed: bytes, kind: OutcomeKind, error: str | None
+) -> None:
+    with closing(OnlyFans(scripted(answering(packed, headers="content-encoding: GZIP\r\n")))) as channel:
+        outcome = send(channel, timeout_s=5)
+    assert (outcome.kind, outcome.error) == (kind, error)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"HTTP/1.1 200 OK\r\nX-Long: " + b"private" * 50_000, "the head of the answer is too long"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X-Many: private\r\n" * 50_000, "the head of the answer is too long"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 20_000, "the head of the answer is too long"),
+        (b"HTTP/1.1 103 Early Hints\r\nLink: private\r\n\r\n", "cut off before an answer"),
+        (
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: private\r\n\r\n",
+            "unreadable: HttpParserUpgrade",
+        ),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n8\r\nprivate", "cut off in the middle of the answer"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nprivate", "cut off in the middle of the answer"),
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\nContent-Length: 7\r\n\r\n{"id": 7}', "unreadable: HttpParserError"),
+        (b"", "cut off before an answer"),
+    ],
+    ids=["long", "many", "1xx for ever", "1xx alone", "101", "chunks cut", "encoding cut", "two lengths", "nothing"],
+)
+def test_what_is_no_answer_says_why_and_quotes_nothing(scripted: Scripted, answer: bytes, error: str) -> None:
+    with closing(OnlyFans(scripted(answer))) as channel:
+        outcome = send(channel, timeout_s=10)
+    assert (outcome.kind, outcome.left, outcome.error) == (OutcomeKind.UNKNOWN, True, error)
+
+
+# --- what becomes of a connection
+
+
+def test_one_that_the_upstream_closed_meanwhile_is_not_used_again(serve: Serve) -> None:
+    close = threading.Event()
+
+    def answer_once(peer: Peer, connection: socket.socket) -> None:
+        hear(connection)
+        connection.sendall(answering(b'{"id": %d}' % peer.connections))
+        close.wait(10)
+
+    async def send_just_after_it_closed() -> Outcome:
+        """The loop, on which this does not wait, has no time to notice."""
+        close.set()
+        assert peer.ended.acquire(timeout=10)
+        return await channel.send(claim(), None, start_by_s=float("inf"), timeout_s=5)
+
+    peer = serve(answer_once)
+    with closing(OnlyFans(peer.url)) as channel:
+        assert send(channel).upstream_id == "1"
+        assert run(send_just_after_it_closed()).upstream_id == "2"
+        assert send(channel).upstream_id == "3"
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "later"])
+def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_ones(serve: Serve, at_once: bool) -> None:
+    heard, said = threading.Event(), threading.Event()
+
+    def say_more(peer: Peer, connection: socket.socket) -> None:
+        answer, more = answering(b'{"id": %d}' % peer.connections), answering(b'{"id": "unasked"}')
+        hear(connection)
+        connection.sendall(answer + more if at_once else answer)
+        if not at_once:
+            heard.wait(10)
+            connection.sendall(more)
+        said.set()
+        hear(connection)
+
+    peer = serve(say_more)
+    with closing(OnlyFans(peer.url)) as channel:
+        assert send(channel).upstream_id == "1"
+        heard.set()
+        assert said.wait(10)
+        assert send(channel).upstream_id == "2"
+
+
+def test_one_that_the_upstream_wants_closed_is_closed(serve: Serve) -> None:
+    def close_after(peer: Peer, connection: socket.socket) -> None:
+        hear(connection)
+        connection.sendall(answering(b'{"id": 7}', headers="connection: CLOSE\r\n"))
+        connection.recv(1)  # until we close it
+
+    peer = serve(close_after)
+    with closing(OnlyFans(peer.url)) as channel:
+        assert send(channel).kind is OutcomeKind.ACCEPTED
+        assert not channel._transport._idle
+        assert peer.ended.acquire(timeout=10)
+
+
+def test_three_hundred_at_once_each_have_their_own_answer(serve: Serve) -> None:
+    """None is answered before all of them are out."""
+    all_out = threading.Barrier(300)
+
+    def echo(peer: Peer, connection: socket.socket) -> None:
+        while request := hear(connection):
+            all_out.wait(60)
+            key = request.partition(b"Idempotency-Key: ")[2].partition(b"\r\n")[0].decode()
+            connection.sendall(answering(json.dumps({"id": f"for {key}"}).encode()))
+
+    peer = serve(echo)
+
+    async def send_all(turn: int) -> list[Outcome]:
+        claims = [claim(message_id=f"msg_{turn}_{n}") for n in range(300)]
+        sends = [channel.send(one, None, start_by_s=float("inf"), timeout_s=60) for one in claims]
+        return await asyncio.gather(*sends)
+
+    with closing(OnlyFans(peer.url, connections=300)) as channel:
+        for turn in range(2):
+            outcomes = run(send_all(turn))
+            assert [outcome.upstream_id for outcome in outcomes] == [f"for msg_{turn}_{n}" for n in range(300)]
+
+
+def test_no_more_are_kept_alive_than_wanted(serve: Serve) -> None:
+    async def send_five() -> None:
+        await asyncio.gather(*(channel.send(claim(), None, start_by_s=float("inf"), timeout_s=10) for _ in range(5)))
+
+    peer = serve(answer_all)
+    with closing(OnlyFans(peer.url, connections=2)) as channel:
+        run(send_five())
+        for _ in range(3):
+            assert peer.ended.acquire(timeout=10)
+        assert len(channel._transport._idle) == 2
+
+
+def test_a_request_that_is_cancelled_is_not_delivered_later(small_window: socket.socket) -> None:
+    with closing(OnlyFans(url_of(small_window))) as channel:
+        work = channel.send(claim(content=LONG), None, start_by_s=float("inf"), timeout_s=60)
+        sending = asyncio.run_coroutine_threadsafe(work, loop())
+        with small_window.accept()[0] as peer:
+            peer.recv(1)
+            sending.cancel()
+            run(asyncio.sleep(0))  # by then it is cut
+            assert read_to_the_end(peer) < len(LONG)
+
+
+def test_when_its_loop_is_closed_a_transport_goes_on_with_another(upstream: Sandbox) -> None:
+    with closing(OnlyFans(upstream.url)) as channel:
+        for _ in range(2):
+            outcome = asyncio.run(channel.send(claim(), "key-1", start_by_s=float("inf"), timeout_s=5))
+            assert outcome.kind is OutcomeKind.ACCEPTED
+
+
+# --- what must not get into a request
+
+
+@pytest.mark.parametrize("key", ["key\r\nX-Evil: 1", "key\n", "key\0", "key\u20ac"])
+def test_a_key_that_would_break_the_request_is_not_sent(upstream: Sandbox, key: str) -> None:
+    with closing(OnlyFans(upstream.url)) as channel:
+        outcome = run(channel.send(claim(), key, start_by_s=float("inf"), timeout_s=5))
+    assert (outcome.kind, outcome.left, outcome.interrupted) == (OutcomeKind.FAILED, False, False)
+    assert "key" not in (outcome.error or "")
+    assert upstream.summary()["arrivals"] == 0
+
+
+@pytest.mark.parametrize("path", ["/me HTTP/1.1\r\nX-Evil: 1\r\n\r\n", "/me me", "/m\u00e9"])
+def test_a_path_that_would_break_the_request_is_not_sent(upstream: Sandbox, path: str) -> None:
+    with closing(Transport(Upstream.at(upstream.url), connections=1)) as transport, pytest.raises(NotSent):
+        run(transport.request("GET", path, headers={}, timeout_s=5))
+
+
+@pytest.mark.parametrize(
+    ("base_url", "host", "port", "netloc", "path"),
+    [
+        ("http://example.com", "example.com", 80, "example.com", ""),
+        ("https://user:word@Example.com/v1/", "example.com", 443, "example.com", "/v1"),
+        ("http://[::1]:9000/a b", "::1", 9000, "[::1]:9000", "/a%20b"),
+        ("https://b\u00fccher.example:443", "b\u00fccher.example", 443, "xn--bcher-kva.example:443", ""),
+    ],
+)
+def test_where_an_upstream_is_is_read_from_its_url(base_url: str, host: str, port: int, netloc: str, path: str) -> None:
+    found = Upstream.at(base_url)
+    assert (found.host, found.port, found.netloc, found.path) == (host, port, netloc, path)
+    assert (found.tls is not None) == base_url.startswith("https")
+
+
+# --- TLS
+
+
+@pytest.fixture
+def server_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """For 127.0.0.1, by a certificate that is trusted here."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "upstream")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem, private = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pem, private)
+    return context
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_messages_of_any_length_go_over_one_tls_connection(
+    serve: Serve, server_tls: ssl.SSLContext, version: ssl.TLSVersion
+) -> None:
+    server_tls.maximum_version = version
+    heard: list[int] = []
+
+    def answer_at_length(_: Peer, connection: socket.socket) -> None:
+        while request := hear(connection):
+            heard.append(len(request))
+            connection.sendall(answering(json.dumps({"id": 7, "more": "x" * 500_000}).encode()))
+
+    peer = serve(answer_at_length, server_tls)
+    with closing(OnlyFans(peer.url)) as channel:
+        for size in (5, VERY_LONG, 5):
+            assert send(channel, claim(content="x" * size), start_in_s=30, timeout_s=30).upstream_id == "7"
+    assert peer.connections == 1
+    assert heard[1] > VERY_LONG
+
+
+def test_a_certificate_that_nobody_vouches_for_is_not_taken(
+    serve: Serve, server_tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with closing(OnlyFans(serve(answer_all, server_tls).url)) as channel:
+        outcome = send(channel)
+    assert (outcome.kind, outcome.left) == (OutcomeKind.FAILED, False)
+    assert "CERTIFICATE_VERIFY_FAILED" in (outcome.error or "")
+
+
+def test_a_certificate_for_somebody_else_is_not_taken(serve: Serve, server_tls: ssl.SSLContext) -> None:
+    with closing(OnlyFans(serve(answer_all, server_tls).url.replace("127.0.0.1", "localhost"))) as channel:
+        outcome = send(channel)
+    assert (outcome.kind, outcome.left) == (OutcomeKind.FAILED, False)
+    assert "CERTIFICATE_VERIFY_FAILED" in (outcome.error or "")
+
+
+def test_a_handshake_that_does_not_end_is_cut_at_the_deadline(serve: Serve) -> None:
+    silent = serve(lambda _, connection: read_to_the_end(connection))
+    with closing(OnlyFans(silent.url.replace("http:", "https:"))) as channel:
+        outcome = send(channel, timeout_s=0.5)
+    assert (outcome.kind, outcome.left, outcome.error) == (OutcomeKind.FAILED, False, "timed out")
+    assert silent.ended.acquire(timeout=10)
+
+
+def test_what_was_given_up_over_tls_is_not_delivered_later(serve: Serve, server_tls: ssl.SSLContext) -> None:
+    given_up = threading.Event()
+    heard: list[int] = []
+
+    def read_late(_: Peer, connection: socket.socket) -> None:
+        given_up.wait(30)
+        heard.append(read_to_the_end(connection))
+
+    peer = serve(read_late, server_tls)
+    with closing(OnlyFans(peer.url)) as channel:
+        outcome = send(channel, claim(content="x" * VERY_LONG), timeout_s=1)
+    assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "timed out")
+    given_up.set()
+    assert peer.ended.acquire(timeout=30)
+    assert all(count < VERY_LONG for count in heard)

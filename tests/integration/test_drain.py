@@ -1,11 +1,20 @@
 """One account drained, step by step, against a real upstream."""
 
+import asyncio
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import structlog
 
 from deploy.sandbox import Fault, Sandbox
 from tests.conftest import ALICE
-from workers.bootstrap import Adapters
+from workers.bootstrap import SENDERS, Adapters
+from workers.domain.message import Claim
+from workers.domain.outcome import Outcome, OutcomeKind
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
 from workers.store import queries
@@ -178,3 +187,71 @@ def test_scheduled_waits_for_its_time_and_blocks_nobody(
     dispatcher.drain("default")
     assert texts(upstream) == ["now", "later"]
     assert state(adapters, later) == "sent"
+
+
+Send = Callable[..., Any]
+
+
+def through(dispatcher: Dispatcher, send: Send) -> Dispatcher:
+    """It, with a channel of one's own."""
+    channel = SimpleNamespace(name="onlyfans", idempotent=True, has_history=False, send=send)
+    return replace(dispatcher, channels={"onlyfans": channel})
+
+
+def test_a_channel_that_breaks_costs_its_own_message_an_attempt_and_nobody_a_place(
+    adapters: Adapters, submit: Submit, dispatcher: Dispatcher
+) -> None:
+    async def send(claim: Claim, *_: Any, **__: Any) -> Outcome:
+        if claim.recipient_id == "fan-1" and claim.attempt == 1:
+            raise LookupError("private words")
+        return Outcome(OutcomeKind.ACCEPTED, upstream_id=claim.message_id)
+
+    broken, sound = submit("fan-1"), submit("fan-2")
+    through(dispatcher, send).drain("default")
+    assert (state(adapters, sound), attempts(adapters, sound)) == ("sent", [(1, "accepted")])
+    first, *_ = queries.attempts(adapters.db, broken.message_id)
+    assert (first["outcome"], first["error"]) == ("unknown", "LookupError")
+    assert dispatcher.senders.take(SENDERS, newcomer=True) == SENDERS
+
+
+def test_what_is_logged_during_a_send_goes_under_its_own_message(submit: Submit, dispatcher: Dispatcher) -> None:
+    seen: dict[str, Any] = {}
+    all_out = asyncio.Event()
+
+    async def send(claim: Claim, *_: Any, **__: Any) -> Outcome:
+        seen[claim.message_id] = None
+        if len(seen) == 3:
+            all_out.set()
+        await all_out.wait()  # each of them has been at it meanwhile
+        seen[claim.message_id] = structlog.contextvars.get_contextvars()
+        return Outcome(OutcomeKind.ACCEPTED, upstream_id=claim.message_id)
+
+    receipts = [submit(f"fan-{n}") for n in range(3)]
+    structlog.contextvars.clear_contextvars()
+    with structlog.contextvars.bound_contextvars(account_id="the drain's", drain=1):
+        through(dispatcher, send).drain("default")
+        assert structlog.contextvars.get_contextvars() == {"account_id": "the drain's", "drain": 1}
+    for receipt in receipts:
+        ids = {"message_id": receipt.message_id, "account_id": "default", "attempt": 1, "request_id": ALICE.request_id}
+        assert seen[receipt.message_id] == ids | {"drain": 1}
+
+
+def test_a_drain_ends_though_its_senders_end_before_it(
+    adapters: Adapters, submit: Submit, dispatcher: Dispatcher
+) -> None:
+    out = threading.Event()
+
+    async def send(*_: Any, **__: Any) -> Outcome:
+        out.set()
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    receipt = submit()
+    drain = threading.Thread(target=through(dispatcher, send).drain, args=["default"])
+    drain.start()
+    assert out.wait(30)
+    dispatcher.stopping.set()
+    dispatcher.senders.close()
+    drain.join(30)
+    assert not drain.is_alive()
+    assert attempts(adapters, receipt) == [(1, "unknown")]

@@ -3,11 +3,12 @@
 import asyncio
 import gc
 import threading
+from collections.abc import Callable
 from contextvars import ContextVar
 
 import pytest
 
-from workers.services.senders import Senders
+from workers.services.senders import Send, Senders
 
 
 def test_the_last_places_are_for_who_has_nothing_out_yet() -> None:
@@ -27,14 +28,19 @@ async def breaks() -> None:
     raise LookupError
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("send", [ends, breaks])
-def test_a_place_is_free_again_whatever_became_of_the_send(send) -> None:
-    senders = Senders(2, spare=0)
-    assert senders.take(2, newcomer=True) == 2
-    senders.start([send(), send()])
-    senders.close()  # which waits for both
-    assert senders.take(2, newcomer=True) == 2
+def test_a_place_is_free_again_whatever_became_of_the_send(send: Callable[[], Send]) -> None:
+    went_before = threading.Event()
+
+    async def last() -> None:
+        went_before.set()
+
+    senders = Senders(3, spare=0)
+    assert senders.take(3, newcomer=True) == 3
+    senders.start([send(), send(), last()])
+    assert went_before.wait(30)
+    senders.close()
+    assert senders.take(4, newcomer=True) == 3
 
 
 def test_sends_run_side_by_side_and_each_has_a_context_of_its_own() -> None:
@@ -76,16 +82,37 @@ def test_close_cancels_what_is_still_out() -> None:
     assert cancelled.is_set()
 
 
+def test_each_send_begins_even_if_closed_at_once() -> None:
+    told: list[int] = []
+
+    async def tells(n: int) -> None:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            told.append(n)
+
+    for n in range(20):
+        senders = Senders(1, spare=0)
+        senders.start([tells(n)])
+        senders.close()
+    assert told == list(range(20))
+    late = tells(20)
+    with pytest.raises(RuntimeError, match="closed"):
+        senders.start([late])
+    late.close()
+
+
 def test_no_thread_before_the_first_send_and_none_after_the_last_owner() -> None:
+    others = threads()
     senders = Senders(1, spare=0)
-    assert senders_threads() == set()
+    assert threads() <= others
     senders.start([ends()])
-    (thread,) = senders_threads()
+    (thread,) = threads() - others
     del senders
     gc.collect()
     thread.join(30)
     assert not thread.is_alive()
 
 
-def senders_threads() -> set[threading.Thread]:
+def threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name == "senders"}

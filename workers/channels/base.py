@@ -13,8 +13,8 @@ class Channel(Protocol):
     has_history: bool
     """The upstream can be asked what arrived in a chat."""
 
-    def send(self, claim: Claim, api_key: str | None, *, start_by_s: float, timeout_s: float) -> Outcome:
-        """Send it, once. Never raises for anything the upstream or the network does.
+    async def send(self, claim: Claim, api_key: str | None, *, start_by_s: float, timeout_s: float) -> Outcome:
+        """Send it, once, on one event loop for all. Never raises for anything the upstream or the network does.
 
         start_by_s: by `clock.monotonic_s`, the last moment at which the first byte may leave. timeout_s: of the whole
         exchange, from connecting to the last byte of the answer.
@@ -29,7 +29,7 @@ class Channel(Protocol):
         known_ids: frozenset[str],
         timeout_s: float,
     ) -> Finding:
-        """Look in the upstream's history for a message whose outcome is unknown.
+        """Look in the upstream's history for a message whose outcome is unknown. Blocks the thread that asks.
 
         started_ago_s: only what arrived since counts. known_ids: upstream ids that belong to other messages; two
         messages of the same text are two messages.

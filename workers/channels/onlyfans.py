@@ -1,5 +1,6 @@
 """The `onlyfans` channel: contract §2, row by row."""
 
+import asyncio
 import json
 import re
 from collections.abc import Mapping
@@ -8,7 +9,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from workers.channels.transport import Answer, NoAnswer, NotSent, TooLate, Transport
+from workers.channels.transport import Answer, NoAnswer, NotSent, TooLate, Transport, Upstream
 from workers.clock import monotonic_s
 from workers.domain.message import Claim
 from workers.domain.outcome import Evidence, Finding, Outcome, OutcomeKind
@@ -25,7 +26,7 @@ _CONTROL = re.compile(r"[\x00-\x20\x7f]+")
 
 
 class OnlyFans:
-    """Thread-safe."""
+    """`send` belongs to one event loop; everything else is thread-safe."""
 
     name = "onlyfans"
     has_history = True
@@ -33,13 +34,14 @@ class OnlyFans:
     def __init__(self, base_url: str, *, api_key: str = "", idempotent: bool = False, connections: int = 64) -> None:
         self.idempotent = idempotent
         self._api_key = api_key
-        self._transport = Transport(base_url, connections=connections)
+        self._upstream = Upstream.at(base_url)
+        self._transport = Transport(self._upstream, connections=connections)
 
-    def send(self, claim: Claim, api_key: str | None, *, start_by_s: float, timeout_s: float) -> Outcome:
+    async def send(self, claim: Claim, api_key: str | None, *, start_by_s: float, timeout_s: float) -> Outcome:
         body = {"chat_id": claim.recipient_id, "text": claim.content, "media_ids": list(claim.media_ids)}
         started = monotonic_s()
         try:
-            answer = self._transport.request(
+            answer = await self._transport.request(
                 "POST",
                 "/chats/send-message",
                 headers=self._headers(api_key) | {"Idempotency-Key": claim.message_id},
@@ -74,15 +76,28 @@ class OnlyFans:
         known_ids: frozenset[str],
         timeout_s: float,
     ) -> Finding:
+        # On a loop of its own: to read a page of long messages takes time, and sends must not wait for it.
+        loop, transport = asyncio.new_event_loop(), Transport(self._upstream, connections=1)
         try:
-            return self._find(claim, api_key, started_ago_s, known_ids, timeout_s)
+            return loop.run_until_complete(
+                self._find(transport, claim, api_key, started_ago_s, known_ids, timeout_s),
+            )
         except (NotSent, NoAnswer) as error:
             return Finding(Evidence.UNAVAILABLE, error=_plain(error))
         except Exception as error:  # only its kind: its words may quote other people's messages
             return Finding(Evidence.UNAVAILABLE, error=f"unreadable history: {type(error).__name__}")
+        finally:
+            transport.close()
+            loop.close()
 
-    def _find(
-        self, claim: Claim, api_key: str | None, started_ago_s: float, known_ids: frozenset[str], timeout_s: float
+    async def _find(
+        self,
+        transport: Transport,
+        claim: Claim,
+        api_key: str | None,
+        started_ago_s: float,
+        known_ids: frozenset[str],
+        timeout_s: float,
     ) -> Finding:
         """Raises whatever reading a page of history may raise."""
         if claim.recipient_id in (".", ".."):  # however it is written, a path with it leads to another resource
@@ -94,7 +109,7 @@ class OnlyFans:
             if left_s <= 0:
                 return Finding(Evidence.UNAVAILABLE, error="the look-up took too long")
             query = urlencode({"limit": _PAGE} | ({"next_id": next_id} if next_id else {}))
-            answer = self._transport.request(
+            answer = await transport.request(
                 "GET",
                 f"/chats/{quote(claim.recipient_id, safe='')}/messages?{query}",
                 headers=self._headers(api_key),

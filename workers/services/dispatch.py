@@ -13,12 +13,13 @@ Order matters, twice. The token comes before the claim, so that a message is nev
 comes before the request, so that whatever kills this process, the attempt is on record.
 """
 
+import asyncio
 import math
+import queue
 import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -41,9 +42,9 @@ from workers.store.session import Connection, Database
 from workers.telemetry import logger
 from workers.wakeups import DRAIN_LEASE_S, Wakeups
 
-WIDTH = 32
+WIDTH = 128
 """Requests that one drain keeps out at once."""
-MOST_DRAINS = 8
+MOST_DRAINS = 2
 """Drains of one account at once, whatever its limits: others want their turn."""
 DRAIN_FOR_S = 2.0
 """How long a drain goes on claiming: then it makes way for others, and for one that knows the account as it is now."""
@@ -122,7 +123,8 @@ class _Drain:
         self._account, self._limits, self._id = account, limits, drain_id
         self._channel = shared.channels[account.channel]
         self._api_key: str | None = None
-        self._out: dict[Future[Outcome], Claim] = {}
+        self._out: dict[str, Claim] = {}
+        self._answers: queue.SimpleQueue[tuple[Claim, Outcome]] = queue.SimpleQueue()
         self._returned: list[str] = []
         self._refunded: list[str] = []
         self._unconfirmed: list[str] = []
@@ -279,34 +281,38 @@ class _Drain:
         start_by_s = borrowed_s + START_WITHIN_S
         for claim in claims:
             telemetry.dispatch_delay.observe(max(0.0, min(claim.due_s, free_s)))
-            future = self._.senders.submit(self._send, claim, start_by_s)
-            self._out[future] = claim
+        if claims:
+            self._.senders.start([self._send(claim, start_by_s) for claim in claims])
+        self._out |= {claim.token: claim for claim in claims}
         self._.senders.release(self._places - len(claims))
         self._places = 0
 
-    def _send(self, claim: Claim, start_by_s: float) -> Outcome:
-        """One request, in a thread of its own; what is logged or traced meanwhile goes under the message's name."""
-        with (
-            structlog.contextvars.bound_contextvars(**claim.ids),
-            tracing.span("send", kind="CLIENT", parent=claim.traceparent, attributes=claim.ids) as span,
-        ):
-            outcome = self._channel.send(claim, self._api_key, start_by_s=start_by_s, timeout_s=self._.send_timeout_s)
-            span |= {"outcome": str(outcome.kind), "http.response.status_code": outcome.http_status}
-            return outcome
+    async def _send(self, claim: Claim, start_by_s: float) -> None:
+        """One request. What is logged or traced meanwhile goes under the message's name. Whatever happens, the drain is
+        told an outcome: it waits for one."""
+        structlog.contextvars.bind_contextvars(**claim.ids)  # in a context of its own
+        try:
+            with tracing.span("send", kind="CLIENT", parent=claim.traceparent, attributes=claim.ids) as span:
+                outcome = await self._channel.send(
+                    claim, self._api_key, start_by_s=start_by_s, timeout_s=self._.send_timeout_s
+                )
+                span |= {"outcome": str(outcome.kind), "http.response.status_code": outcome.http_status}
+        except asyncio.CancelledError:
+            outcome = Outcome(OutcomeKind.UNKNOWN, error="the process ended before an answer came")
+        except Exception as error:  # channels do not raise; should one all the same, the drain must not wait for ever
+            log.exception("send_broke")
+            outcome = Outcome(OutcomeKind.UNKNOWN, error=type(error).__name__)
+        self._answers.put((claim, outcome))
 
     def _await_answers(self) -> list[Settlement]:
-        done, _ = wait(self._out, timeout=LOOK_AGAIN_S, return_when=FIRST_COMPLETED)
-        if not done:
-            self._claimable = max(self._claimable, 1)  # something may have come in meanwhile
-        return [self._judge(self._out.pop(future), self._outcome(future)) for future in done]
-
-    def _outcome(self, future: Future[Outcome]) -> Outcome:
-        """Channels do not raise; should one all the same, the others' outcomes must not be lost with it."""
         try:
-            return future.result()
-        except Exception as error:
-            log.exception("send_broke", account_id=self._account.id)
-            return Outcome(OutcomeKind.UNKNOWN, error=type(error).__name__)
+            answered = [self._answers.get(timeout=LOOK_AGAIN_S)]
+        except queue.Empty:
+            self._claimable = max(self._claimable, 1)  # something may have come in meanwhile
+            return []
+        while not self._answers.empty():
+            answered.append(self._answers.get())
+        return [self._judge(self._out.pop(claim.token), outcome) for claim, outcome in answered]
 
     def _judge(self, claim: Claim, outcome: Outcome) -> Settlement:
         """Decide what follows, and what becomes of the token."""

@@ -98,9 +98,9 @@ class Rescuer:
 
 @dataclass(slots=True)
 class Departures:
-    """Notices that a worker or a pacer is gone, by its lock, and makes room for others at once: the places of its drains
-    are cleared, and what it had taken from the broker may be published again. To take a living one for gone, as after a
-    restart of PostgreSQL, costs a look or two: its drains go on."""
+    """Notices that a worker or a pacer is gone, by its lock, and makes room for others at once: the places of its
+    drains are cleared, and what it had taken from the broker may be published again. To take a living one for gone, as
+    after a restart of PostgreSQL, costs a look or two: its drains go on."""
 
     db: Database
     wakeups: Wakeups
