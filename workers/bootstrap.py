@@ -21,7 +21,7 @@ from workers.store.session import Database
 from workers.telemetry import begin_at_zero
 from workers.wakeups import Wakeups
 
-SENDERS = 256
+SENDERS = 512
 """Requests that one worker process can have out at once, over all accounts."""
 
 
