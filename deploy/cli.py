@@ -261,8 +261,10 @@ def rekey() -> None:
     adapters = build(Settings.from_env())
     try:
         click.echo(f"{adapters.accounts().rekey()} accounts' credentials are under the newest key")
-    except (CannotSeal, Unreadable) as error:
-        raise RuntimeError(f"{error}; the old key must stay in CREDENTIALS_KEY until this has run") from error
+    except CannotSeal as error:
+        raise RuntimeError(str(error)) from error
+    except Unreadable as error:
+        raise RuntimeError(f"{error}; the old key must stay there until this has run") from error
     finally:
         adapters.close()
 

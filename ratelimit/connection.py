@@ -64,7 +64,8 @@ def answered(call: Callable[[], _T]) -> _T:
     except AWAY as error:
         raise TokensUnavailable(f"Redis did not answer: {error}") from error
     except redis.ResponseError as error:
-        if not str(error).startswith(REFUSES):
+        # In front of what a command in a pipeline was answered, redis-py says which one it was.
+        if not str(error).rpartition(" of pipeline caused error: ")[2].startswith(REFUSES):
             raise
         raise TokensUnavailable(f"Redis refuses: {error}") from error
 

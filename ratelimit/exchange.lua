@@ -63,16 +63,18 @@ if #late > 0 then
   overshoot = math.max(0, -free_now()) - math.max(0, -before)
 end
 if want == 0 then
-  if returned > 0 then keep_for(longest) end
+  if returned > 0 then keep_for(2 * longest) end
   return {0, 0, -1, 0, overshoot}
 end
 
 local state = redis.call('HMGET', gate, 'known', 'cooldown')
 local known = tonumber(state[1] or '')  -- nil also for the nonce of a rebuild under way
 if not known or known < longest then
-  if returned > 0 then keep_for(longest) end
+  if returned > 0 then keep_for(2 * longest) end
   return {-1, 0, -1, 0, overshoot}
 end
+-- Uses live for as long as they are said to be known, should the limits be made longer: up to two periods.
+local kept = math.min(known, 2 * longest)
 
 local free, cooldown = free_now(), tonumber(state[2] or 0)
 if cooldown > now then free = 0 end
@@ -101,5 +103,5 @@ if granted > 0 then
 end
 local left = math.max(0, free - granted)
 if left == 0 then wait_us = math.max(0, free_at(1) - now) end
-if granted > 0 then keep_for(lease_us + longest) elseif returned > 0 then keep_for(longest) end
+if granted > 0 then keep_for(lease_us + kept) elseif returned > 0 then keep_for(kept) end
 return {granted, wait_us, free_us, left, overshoot}

@@ -9,6 +9,7 @@ from which a lost Redis is rebuilt (`begin_rebuild`, `finish_rebuild`), and to n
 import functools
 import itertools
 import math
+import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -161,8 +162,8 @@ class Tokens:
         return views
 
     def _new_grant(self) -> str:
-        """A name that nobody else gives."""
-        return f"{self._series}{next(self._numbers):x}"
+        """A name that nobody else gives, a fork of this process included."""
+        return f"{self._series}{os.getpid():x}.{next(self._numbers):x}"
 
     def open_new(self, key: str) -> None:
         """Vouch that a key has no past (it has just been created), so that it need not be rebuilt."""

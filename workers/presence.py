@@ -29,6 +29,7 @@ log = logger(__name__)
 _LIVING = """
 SELECT objid::int AS number FROM pg_locks
 WHERE locktype = 'advisory' AND classid = %(lock_class)s AND objsubid = 2 AND granted
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 
 
@@ -109,8 +110,12 @@ class Presence:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            self._rest()
-            self.tick()
+            try:
+                self._rest()
+                self.tick()
+            except Exception:  # whoever stops saying that they live is dead to all others
+                log.exception("presence_broke")
+                self._stopping.wait(BEAT_S)
 
     def _rest(self) -> None:
         """For a beat; less if the connection is cut meanwhile, or has been."""

@@ -20,7 +20,7 @@ PERIOD_S = 1.0
 LOOK_S = 0.2
 """How often it looks meanwhile whether everybody is still there: one question to PostgreSQL."""
 HURRY_FOR_S = 2 * DEAD_FOR_S
-BY_NAME_EVERY = 10
+BY_NAME_EVERY = 5
 """Rounds."""
 CHORES_S = 30.0
 OVERLOOKED_S = 120.0
@@ -53,7 +53,7 @@ class Reconciler:
             "tokens_rebuilt": lambda: rebuild_tokens(
                 a.db, a.tokens, a.settings.rate_limit, lambda seconds: self._stopping.wait(seconds)
             ),
-            "gone": self._departures.notice,
+            "gone": self._note_gone,
             "rescued": self._rescuer.rescue,
             "expired": lambda: expire(a.db, a.wakeups),
             "woken": self._wake_forgotten,
@@ -87,10 +87,17 @@ class Reconciler:
         taken up once it is certain that it does not come back."""
         until_s = monotonic_s() + for_s
         while not self._stopping.wait(LOOK_S) and monotonic_s() < until_s:
-            if self._try("gone", self._departures.notice):
+            if self._somebody_is_gone():
                 self._hurry_until_s = monotonic_s() + HURRY_FOR_S
             if monotonic_s() < self._hurry_until_s:
                 return
+
+    def _somebody_is_gone(self) -> bool:
+        """Says nothing of servers that are away; the next round does."""
+        try:
+            return self._note_gone() > 0
+        except (StoreUnavailable, TokensUnavailable):
+            return False
 
     def _wake_forgotten(self) -> int:
         """Wake the accounts that wait with neither a wake-up nor a drain. Where there are as many wake-ups as accounts
@@ -112,6 +119,12 @@ class Reconciler:
         forgotten = audit.prune(a.db, settings.audit_retention_days * DAY_S, PRUNED_AT_ONCE)
         self._more_to_prune = PRUNED_AT_ONCE in (pruned, forgotten)
         return pruned + forgotten
+
+    def _note_gone(self) -> int:
+        gone = self._departures.notice()
+        if gone:
+            self._rounds = -1  # whatever they had in hand is forgotten: go by name
+        return gone
 
     def _have_verified(self) -> int:
         if not messages.lookups_due(self._a.db) or not self._a.wakeups.alive("worker"):

@@ -5,6 +5,8 @@ Labels come from small fixed sets. Counters and histograms are counted where thi
 docs/metrics.md says of each what it means and what to do about it; a test holds the two to each other.
 """
 
+import contextlib
+import io
 import logging
 import sys
 import traceback
@@ -93,9 +95,17 @@ def _traceback(out: TextIO, exc_info: ExcInfo) -> None:
 
 
 class _Logger(structlog.BytesLogger):
+    """Writes to stderr, or not at all: a full disk or a closed pipe must not undo what the line tells of."""
+
     def __init__(self, name: str) -> None:
-        super().__init__(sys.stderr.buffer)
+        super().__init__(sys.stderr.buffer if sys.stderr is not None else io.BytesIO())
         self.name = name
+
+    def msg(self, message: bytes) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            super().msg(message)
+
+    debug = info = warning = error = critical = exception = msg
 
 
 def _encoded(_logger: Any, _method: str, line: Any) -> bytes:
@@ -121,7 +131,9 @@ def configure_logging(log_format: str = "json", *, level: int = logging.INFO) ->
         if log_format == "json"
         else [
             _without_controls,
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_traceback),
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr is not None and sys.stderr.isatty(), exception_formatter=_traceback
+            ),
         ]
     )
     structlog.configure(

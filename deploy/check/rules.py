@@ -70,5 +70,8 @@ class Rules(Generic[_S]):
 
     def judge(self, subject: _S) -> Iterator[Finding]:
         for what, rule in self._rules:
-            remarks = list(rule(subject)) or [note("")]
+            try:
+                remarks = list(rule(subject)) or [note("")]
+            except Exception as error:  # a right that is missing, a connection cut: the other rules go on
+                remarks = [fail(f"could not be looked at ({type(error).__name__}: {error})")]
             yield from (Finding(remark.level, what, remark.words) for remark in remarks)

@@ -105,6 +105,27 @@ def test_a_pause_by_the_upstream_is_nobodys_deed_but_noted(
     assert "401" in paused["details"]["reason"]
 
 
+def test_an_admins_pause_is_not_the_upstreams_to_change(
+    adapters: Adapters, submit: Callable[..., Receipt], upstream: Sandbox, dispatcher: Dispatcher, call: Call
+) -> None:
+    for n in range(3):
+        submit(f"fan-{n}")
+    upstream.latency_ms = 300
+    for _ in range(3):
+        upstream.faults.add(Fault("status", status=401))
+    drain = threading.Thread(target=dispatcher.drain, args=["default"])
+    drain.start()
+    while adapters.db.one("SELECT count(*)::int AS n FROM attempts") != {"n": 3}:
+        threading.Event().wait(0.01)
+    call("POST", "/accounts/default/pause", json={"reason": "holiday"})
+    drain.join()
+    assert adapters.db.one("SELECT pause_reason, paused_by FROM accounts") == {
+        "pause_reason": "holiday",
+        "paused_by": "admin",
+    }
+    assert [action for _, action, _ in entries(adapters)].count("pause") == 1
+
+
 def test_there_is_neither_a_deed_without_an_entry_nor_an_entry_without_a_deed(
     adapters: Adapters, submit: Callable[..., Receipt]
 ) -> None:

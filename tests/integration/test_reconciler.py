@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
@@ -12,6 +13,7 @@ from workers import reconciler
 from workers.bootstrap import Adapters
 from workers.domain.state import OVER, State
 from workers.reconciler import Reconciler
+from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
 from workers.store import accounts, messages
 
@@ -67,6 +69,20 @@ def test_one_wake_up_too_many_does_not_hide_one_too_few_for_long(
     adapters.wakeups.take_due()
     adapters.wakeups.wake(make_account("idle"), 3600)
     assert sum(rounds.tick()["woken"] for _ in range(reconciler.BY_NAME_EVERY)) == 1
+
+
+def test_one_paused_until_later_does_not_hide_another_without_its_wake_up(
+    adapters: Adapters, rounds: Reconciler, dispatcher: Dispatcher, make_account: Callable[..., str], submit: Submit
+) -> None:
+    paused = make_account("paused")
+    submit(account_id=paused)
+    accounts.pause(adapters.db, paused, "holiday", datetime.now(UTC) + timedelta(hours=5))
+    adapters.wakeups.take_due()
+    dispatcher.drain(paused)  # leaves its wake-up for the end of the pause
+    rounds.tick()
+    submit()
+    adapters.wakeups.take_due()  # by a pacer that dies
+    assert rounds.tick()["woken"] == 1
 
 
 # --- what is over and old

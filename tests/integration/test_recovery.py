@@ -12,12 +12,15 @@ from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
+from cryptography.fernet import Fernet
 
 from deploy.sandbox import Fault, Sandbox
+from ratelimit import TokensUnavailable
 from ratelimit.tokens import START_WITHIN_S
 from tests.conftest import ALICE
 from workers.bootstrap import Adapters
 from workers.channels.onlyfans import OnlyFans
+from workers.credentials import Vault
 from workers.domain.errors import StoreUnavailable
 from workers.domain.outcome import Outcome, OutcomeKind
 from workers.domain.retry import Defer, DeferralReason, MarkSent
@@ -27,6 +30,7 @@ from workers.services.dispatch import WIDTH, Dispatcher, drain_name
 from workers.services.recovery import (
     DEAD_FOR_S,
     DEAD_WHEN_BACK_S,
+    LOOKUPS,
     Departures,
     expire,
     rebuild_tokens,
@@ -34,7 +38,7 @@ from workers.services.recovery import (
 )
 from workers.services.settle import Settlement, settle
 from workers.services.submit import Receipt
-from workers.store import messages, queries
+from workers.store import accounts, messages, queries
 from workers.store.session import Database
 
 Submit = Callable[..., Receipt]
@@ -79,6 +83,67 @@ def test_a_worker_just_gone_missing_gets_time_to_come_back_and_more_of_it_after_
     assert rescue_after(adapters, patience_s / 2) == 0
     assert state(adapters, receipt) == "sending"
     assert rescue_after(adapters, patience_s) == 1
+
+
+def test_an_outage_does_not_count_as_absence(
+    adapters: Adapters, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Missing when the server went down, and not back yet: the time in between is the server's fault."""
+    submit()
+    claim_one(adapters, worker=4711)
+    rescuer = adapters.rescuer()
+    rescuer.missing_since_s = {4711: -math.inf}
+    monkeypatch.setattr(messages, "find_orphans", restarted(messages.find_orphans, up_s=0.1))
+    assert rescuer.rescue() == 0
+
+
+def restarted(find: Callable[..., list[messages.Orphan]], up_s: float) -> Callable[..., list[messages.Orphan]]:
+    return lambda *args, **kwargs: [replace(orphan, server_up_s=up_s) for orphan in find(*args, **kwargs)]
+
+
+def test_after_a_failover_everybody_gets_more_time(
+    adapters: Adapters, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A standby has been up for days when it takes over, and nobody has a lock there yet."""
+    monkeypatch.setattr(messages, "find_orphans", restarted(messages.find_orphans, up_s=86_400.0))
+    submit()
+    claim_one(adapters, worker=4711)
+    assert rescue_after(adapters, DEAD_FOR_S) == 0
+    pacer = Presence("pacer", adapters.db.url, adapters.wakeups)
+    pacer.tick()
+    try:
+        assert rescue_after(adapters, DEAD_FOR_S) == 1
+    finally:
+        pacer.stop()
+
+
+def test_a_death_noticed_while_redis_is_away_is_noticed_again(
+    adapters: Adapters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = Presence("worker", adapters.db.url, adapters.wakeups)
+    gone.tick()
+    departures = Departures(adapters.db, adapters.wakeups)
+    departures.notice()
+    gone.stop()
+    adapters.redis.config_set("min-replicas-to-write", 1)
+    try:
+        with pytest.raises(TokensUnavailable):
+            departures.notice()
+    finally:
+        adapters.redis.config_set("min-replicas-to-write", 0)
+    assert departures.notice() == 1
+
+
+def test_a_look_up_waits_for_a_worker_that_has_the_accounts_key(
+    with_settings: Callable[..., Adapters], upstream: Sandbox
+) -> None:
+    adapters = with_settings(onlyfans_idempotent=False)
+    accounts.put(adapters.db, "default", sealed_key=Vault([Fernet.generate_key().decode()]).seal("key-1"))
+    adapters.submitter().submit({"recipient_id": "fan-1", "content": "x"}, "default", by=ALICE)
+    adapters.db.all("UPDATE messages SET state = 'verifying', attempts = 1, tries = 1")
+    for _ in range(LOOKUPS + 2):
+        assert look_up(adapters) == 0
+    assert adapters.db.one("SELECT state FROM messages") == {"state": "verifying"}
 
 
 def test_where_a_process_is_gone_there_is_room_at_once(adapters: Adapters, submit: Submit) -> None:

@@ -1,10 +1,11 @@
 """Tokens on a real Valkey. Most tests stop its clock, so that "one microsecond too early" can be said and meant."""
 
 import math
+import os
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -805,12 +806,46 @@ def test_a_new_key_is_known_for_any_limit_and_a_shorter_one_needs_nothing(tokens
     assert tokens.borrow("new", TEN_PER_MINUTE, lease_s=1).tokens
 
 
-def test_a_server_that_may_not_write_is_as_good_as_away(real_tokens: Tokens, adapters: Adapters) -> None:
-    """A master cut off from its replicas must not go on giving out tokens, nor make a drain forget what it has out."""
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda tokens: tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S),
+        lambda tokens: tokens.spend("caller.alice", TEN_PER_MINUTE),
+        lambda tokens: tokens.begin_rebuild({"new": TEN_PER_MINUTE}),
+        lambda tokens: tokens.cool_down("default", 1.0),
+    ],
+    ids=["borrow", "spend", "begin_rebuild", "cool_down"],
+)
+def test_a_server_that_may_not_write_is_as_good_as_away(
+    real_tokens: Tokens, adapters: Adapters, call: Callable[[Tokens], object]
+) -> None:
+    """A master cut off from its replicas must not go on giving out tokens, nor make a drain forget what it has out. In
+    a pipeline redis-py puts words of its own in front of the server's."""
     adapters.redis.config_set("min-replicas-to-write", 1)
     try:
         with pytest.raises(TokensUnavailable, match="NOREPLICAS"):
-            real_tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S)
+            call(real_tokens)
     finally:
         adapters.redis.config_set("min-replicas-to-write", 0)
     assert real_tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).tokens
+
+
+def test_uses_live_for_as_long_as_they_are_said_to_be_known(tokens: Tokens, clock: Clock) -> None:
+    """Two periods: a limit made nearly twice as long still finds them."""
+    tokens.give_back("default", TEN_PER_MINUTE, borrow(tokens, TEN_PER_MINUTE))
+    borrow(tokens, TEN_PER_MINUTE)
+    (uses,) = clock.keys("*default*:uses")
+    known_us = int(clock.hget("paceline:{default}:gate", "known") or 0)
+    assert clock.pttl(uses) * 1000 >= known_us >= 60_000_000
+
+
+def test_a_fork_gives_names_of_its_own(real_tokens: Tokens) -> None:
+    mine = real_tokens._new_grant()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writer, real_tokens._new_grant().encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = os.read(reader, 100).decode()
+    assert len({mine, theirs, real_tokens._new_grant()}) == 3

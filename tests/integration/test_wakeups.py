@@ -45,6 +45,16 @@ def wakeups(clock: Clock) -> Wakeups:
     return Wakeups(clock)
 
 
+def test_what_a_server_refuses_that_may_not_write_is_as_good_as_lost(adapters: Adapters) -> None:
+    adapters.redis.config_set("min-replicas-to-write", 1)
+    try:
+        with pytest.raises(TokensUnavailable):
+            adapters.wakeups.beat("worker", "1", 5)
+        adapters.wakeups.try_wake_many({"default": 0.0})
+    finally:
+        adapters.redis.config_set("min-replicas-to-write", 0)
+
+
 def taken(wakeups: Wakeups, most: int = 500) -> tuple[str, ...]:
     return wakeups.take_due(most).accounts
 

@@ -149,8 +149,9 @@ class _Drain:
             borrowed_s = monotonic_s()
             self._places = self._.senders.take(self._wish(finished), newcomer=not self._out)
             tokens, free_s = self._trade_tokens(self._places)
-            claims = self._record_and_claim(finished, tokens)
-            self._start(claims, borrowed_s, free_s)
+            settled, claims = self._record_and_claim(finished, tokens)
+            self._start(claims, borrowed_s, free_s)  # before anything is said of it, which takes time and may fail
+            self._say(settled, claims)
             if not self._out:
                 break
             finished = self._await_answers()
@@ -229,10 +230,10 @@ class _Drain:
             self._recruited_s = monotonic_s()
             self._.wakeups.try_wake(self._account.id)
 
-    def _record_and_claim(self, finished: list[Settlement], tokens: tuple[str, ...]) -> list[Claim]:
+    def _record_and_claim(self, finished: list[Settlement], tokens: tuple[str, ...]) -> tuple[Settled, list[Claim]]:
         """Record what has ended and claim what comes next, in one COMMIT."""
         if not (finished or tokens):
-            return []
+            return Settled((), (), ()), []
 
         def work(c: Connection) -> tuple[Settled, list[Claim]]:
             taken_back = messages.take_back(c, self._unconfirmed, self._.worker)
@@ -244,15 +245,17 @@ class _Drain:
         except BaseException:
             self._refunded += tokens
             raise
-        announce(settled)
         self._report.settled += len(finished)
         self._report.claimed += len(claims)
-        for claim in claims:
-            log.info("message_sending", **claim.ids)
         used = {claim.token for claim in claims}
         self._refunded += [token for token in tokens if token not in used]
         self._claimable = claims[0].queued - len(claims) if len(claims) == len(tokens) and claims else 0
-        return claims
+        return settled, claims
+
+    def _say(self, settled: Settled, claims: list[Claim]) -> None:
+        announce(settled)
+        for claim in claims:
+            log.info("message_sending", **claim.ids)
 
     def _insist(
         self, work: Callable[[Connection], tuple[Settled, list[Claim]]], tokens: tuple[str, ...], *, must: bool

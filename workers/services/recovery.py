@@ -8,6 +8,7 @@ may run at once.
     expire      waiting messages past their expiresAt
 """
 
+import math
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from workers import telemetry
 from workers.channels.base import Channel
 from workers.clock import monotonic_s
 from workers.credentials import Vault
-from workers.domain.errors import StaleClaim
+from workers.domain.errors import StaleClaim, Unreadable
 from workers.domain.outcome import Evidence, Finding, Outcome, OutcomeKind
 from workers.domain.retry import DeadLetterReason, RetryPolicy, ScheduleRetry, backoff_s, decide
 from workers.presence import LOCK_CLASS, living
@@ -31,12 +32,12 @@ from workers.wakeups import Wakeups
 
 GRACE_S = 1.0
 """A claim is taken over this long after its deadline, so that a drain just recording it is not disturbed."""
-DEAD_FOR_S = 0.5
+DEAD_FOR_S = 0.8
 """A worker counts as dead once its lock has been missing this long: a living one whose connection was cut notices at
 once, and takes it again."""
 BACK_FOR_S, DEAD_WHEN_BACK_S = 5.0, 2.0
-"""While PostgreSQL has been up for less than the first, a lock must have been missing for the second: everybody has
-lost theirs, and a server that has just started keeps them waiting."""
+"""While PostgreSQL has been up for less than the first, or everybody lost their locks less than that ago (it failed
+over to another server), a lock must have been missing for the second: clients wait for a server that has just begun."""
 LOOKUPS = 5
 """Look-ups of one unknown outcome before a person must decide."""
 LOOKUP_TIMEOUT_S = 10.0
@@ -54,17 +55,24 @@ class Rescuer:
     channels: Mapping[str, Channel]
     retry: RetryPolicy
     missing_since_s: dict[int, float] = field(default_factory=dict)
+    all_lost_s: float = -math.inf
+    """When nobody held a lock, last."""
 
     def rescue(self) -> int:
         """Settle every orphan as an unknown outcome. Returns how many."""
         now = monotonic_s()
+        if not living(self.db):  # at least the pacer that this runs in should be there
+            self.all_lost_s = now
         orphans = messages.find_orphans(self.db, grace_s=GRACE_S, lock_class=LOCK_CLASS)
-        missing = {orphan.worker for orphan in orphans}
-        self.missing_since_s = {worker: self.missing_since_s.get(worker, now) for worker in missing}
+        missing = {orphan.worker: now - orphan.server_up_s for orphan in orphans}
+        self.missing_since_s = {
+            worker: max(self.missing_since_s.get(worker, now), since) for worker, since in missing.items()
+        }
         rescued = 0
         for orphan in orphans:
             overdue = orphan.time_left_s < -GRACE_S
-            patience_s = DEAD_FOR_S if orphan.server_up_s > BACK_FOR_S else DEAD_WHEN_BACK_S
+            calm_s = min(orphan.server_up_s, now - self.all_lost_s)
+            patience_s = DEAD_FOR_S if calm_s >= BACK_FOR_S else DEAD_WHEN_BACK_S
             if not overdue and now - self.missing_since_s[orphan.worker] < patience_s:
                 continue
             rescued += self._settle(orphan, "hung" if overdue else "died")
@@ -108,12 +116,13 @@ class Departures:
 
     def notice(self) -> int:
         """Returns how many have gone since the last look."""
-        before, self.present = self.present, living(self.db)
-        gone = before - self.present
+        present = living(self.db)
+        gone = self.present - present
         if gone:
             self.wakeups.evict(messages.accounts_waiting(self.db), gone)
             self.wakeups.publish_again()
             log.info("processes_gone", processes=sorted(gone))
+        self.present = present  # not before: should Redis be away, they are noticed again
         return len(gone)
 
 
@@ -190,12 +199,12 @@ def verify(
     return verified
 
 
-def _find(channel: Channel, lookup: messages.Lookup, vault: Vault, sealed_key: str | None) -> Finding:
+def _find(channel: Channel, lookup: messages.Lookup, api_key: str | None) -> Finding:
     """Channels do not raise; should one all the same, its message must not be looked up for ever."""
     try:
         return channel.find(
             lookup.claim,
-            None if sealed_key is None else vault.open(sealed_key),
+            api_key,
             started_ago_s=lookup.started_ago_s,
             known_ids=lookup.known_ids,
             timeout_s=LOOKUP_TIMEOUT_S,
@@ -216,7 +225,13 @@ def _verify_one(
     claim = lookup.claim
     account = accounts.get(db, claim.account_id)
     assert account is not None, "messages refer to accounts"
-    finding = _find(channels[account.channel], lookup, vault, account.sealed_key)
+    try:
+        api_key = None if account.sealed_key is None else vault.open(account.sealed_key)
+    except Unreadable as error:
+        # It is due again once its lease is over: for a worker that has the key.
+        log.error("credentials_unreadable", account_id=account.id, error=str(error))
+        return 0
+    finding = _find(channels[account.channel], lookup, api_key)
 
     def work(c: Connection) -> str:
         messages.lock_chat(c, claim)

@@ -76,8 +76,8 @@ def _settle_one(c: Connection, settlement: Settlement) -> None:
                 accounts.cool_down(c, claim.account_id, cooldown_s)
             if reason is DeferralReason.PAUSED:
                 words = f"upstream answered {outcome.http_status}: {outcome.error}"
-                accounts.pause(c, claim.account_id, words, by="upstream")
-                audit.note(c, PACELINE, Action.PAUSE, claim.account_id, reason=words)
+                if accounts.close(c, claim.account_id, words):
+                    audit.note(c, PACELINE, Action.PAUSE, claim.account_id, reason=words)
         case AwaitVerification(delay_s):
             messages.await_verification(c, claim, outcome, delay_s)
         case Bury(reason):

@@ -3,7 +3,6 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
 
 from ratelimit import Limits
 from workers.store.session import Connection, Database, Row
@@ -153,21 +152,26 @@ def reseal(db: Database, account_id: str, old: str, new: str) -> bool:
 
 
 _PAUSE = """
-UPDATE accounts SET paused_at = now(), paused_until = %(until)s, pause_reason = %(reason)s, paused_by = %(by)s
+UPDATE accounts SET paused_at = now(), paused_until = %(until)s, pause_reason = %(reason)s, paused_by = 'admin'
 WHERE id = %(account_id)s RETURNING id
 """
 
 
-def pause(
-    c: Connection | Database,
-    account_id: str,
-    reason: str,
-    until: datetime | None = None,
-    *,
-    by: Literal["admin", "upstream"] = "admin",
-) -> bool:
+def pause(c: Connection | Database, account_id: str, reason: str, until: datetime | None = None) -> bool:
     """Hold the account's messages back until a time, or until it is resumed. False if there is no such account."""
-    return bool(c.all(_PAUSE, {"account_id": account_id, "reason": reason, "until": until, "by": by}))
+    return bool(c.all(_PAUSE, {"account_id": account_id, "reason": reason, "until": until}))
+
+
+_CLOSE = """
+UPDATE accounts SET paused_at = now(), paused_until = NULL, pause_reason = %(reason)s, paused_by = 'upstream'
+WHERE id = %(account_id)s AND (paused_at IS NULL OR paused_until <= now()) RETURNING id
+"""
+
+
+def close(c: Connection, account_id: str, reason: str) -> bool:
+    """The upstream refuses the account: pause it until somebody resumes it. False if it is paused already, by an admin
+    or by another answer of the same kind."""
+    return bool(c.all(_CLOSE, {"account_id": account_id, "reason": reason}))
 
 
 _RESUME = """

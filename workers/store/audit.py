@@ -88,7 +88,7 @@ def entries(db: Database, wanted: AuditFilter, scope: Sequence[str] | None, limi
 
 _PRUNE = """
 WITH old AS (
-    SELECT id FROM (SELECT id, at FROM audit ORDER BY id LIMIT %(most)s FOR UPDATE SKIP LOCKED) oldest
+    SELECT id FROM (SELECT id, at FROM audit ORDER BY id LIMIT %(most)s) oldest
     WHERE at < now() - %(older_than_s)s * interval '1 second'
 ), allowed AS MATERIALIZED (SELECT set_config('paceline.prune_audit', 'on', true))
 DELETE FROM audit USING old, allowed WHERE audit.id = old.id RETURNING audit.id

@@ -220,7 +220,7 @@ def accept_many(
     races_lost = itertools.count()
 
     def work(c: Connection) -> Row | None:
-        for _ in range(next(races_lost)):
+        if next(races_lost):
             c.all(_HOLD_HEADS, params)
         return c.one(_ACCEPT_MANY, params)
 
@@ -713,7 +713,8 @@ FROM attempts a JOIN messages m ON m.id = a.message_id AND m.state || '' = 'send
 WHERE a.outcome IS NULL
   AND (a.deadline_at < now() - %(grace_s)s * interval '1 second'
        OR NOT EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid = %(lock_class)s
-                      AND l.objid = a.worker::oid AND l.objsubid = 2 AND l.granted))
+                      AND l.objid = a.worker::oid AND l.objsubid = 2 AND l.granted
+                      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())))
 ORDER BY a.deadline_at LIMIT %(want)s
 """
 
@@ -886,11 +887,16 @@ WHERE t.state IN ('scheduled', 'queued') GROUP BY t.account_id HAVING sum(t.n) >
 """
 
 
-_COUNT_ACCOUNTS_WAITING = f"SELECT count(*)::int AS n FROM ({_ACCOUNTS_WAITING}) waiting"
+_COUNT_ACCOUNTS_WAITING = """
+SELECT count(*)::int AS n FROM (
+    SELECT FROM tallies t JOIN accounts a ON a.id = t.account_id AND (a.paused_at IS NULL OR a.paused_until IS NOT NULL)
+    WHERE t.state IN ('scheduled', 'queued') GROUP BY t.account_id HAVING sum(t.n) > 0
+) waiting
+"""
 
 
 def count_accounts_waiting(db: Database) -> int:
-    """How many `accounts_waiting` would name."""
+    """How many accounts should have a wake-up or a drain: those that wait, and those whose pause ends by itself."""
     row = db.one(_COUNT_ACCOUNTS_WAITING)
     return row["n"] if row else 0
 
