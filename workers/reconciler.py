@@ -20,7 +20,7 @@ PERIOD_S = 1.0
 LOOK_S = 0.2
 """How often it looks meanwhile whether everybody is still there: one question to PostgreSQL."""
 HURRY_FOR_S = 2 * DEAD_FOR_S
-BY_NAME_EVERY = 5
+BY_NAME_EVERY = 10
 """Rounds."""
 CHORES_S = 30.0
 OVERLOOKED_S = 120.0
@@ -44,15 +44,14 @@ class Reconciler:
         self._stopping = threading.Event()
         self._chores_s = self._overlooked_s = self._hurry_until_s = 0.0
         self._rounds = -1
+        self._in_order_at: int | None = None
         self._more_to_prune = False
 
     def tick(self) -> Mapping[str, int]:
         """One round. Returns what it found to do."""
         a = self._a
         steps: dict[str, Callable[[], int]] = {
-            "tokens_rebuilt": lambda: rebuild_tokens(
-                a.db, a.tokens, a.settings.rate_limit, lambda seconds: self._stopping.wait(seconds)
-            ),
+            "tokens_rebuilt": self._rebuild,
             "gone": self._note_gone,
             "rescued": self._rescuer.rescue,
             "expired": lambda: expire(a.db, a.wakeups),
@@ -100,14 +99,33 @@ class Reconciler:
             return False
 
     def _wake_forgotten(self) -> int:
-        """Wake the accounts that wait with neither a wake-up nor a drain. Where there are as many wake-ups as accounts
-        that wait, which is how thousands spend their time until tokens return, the names are asked for only now and
-        then: one of them may have a wake-up too many, and another none."""
+        """Wake the accounts that wait with neither a wake-up nor a drain.
+
+        Thousands spend most of their time like this: they wait, each with its wake-up, and nothing happens. So the
+        question is not asked while nobody has written to PostgreSQL since all was in order; and by name only if there
+        are fewer wake-ups than accounts that should have one. Neither tells everything (a task may be lost on its way,
+        and one wake-up too many make up for another that is missing), so now and then it goes by name all the same,
+        and at once when a process is gone, the broker is away, or Redis has been rebuilt.
+        """
         a = self._a
         self._rounds += 1
-        if self._rounds % BY_NAME_EVERY and messages.count_accounts_waiting(a.db) <= a.wakeups.count():
+        written = messages.latest_transaction(a.db)
+        by_name = not self._rounds % BY_NAME_EVERY or a.wakeups.broker_is_away()
+        if not by_name and written == self._in_order_at:
             return 0
-        return a.wakeups.wake_all(messages.accounts_waiting(a.db))
+        if by_name or messages.count_accounts_waiting(a.db) > a.wakeups.count():
+            woken = a.wakeups.wake_all(messages.accounts_waiting(a.db))
+        else:
+            woken = 0
+        self._in_order_at = None if woken else written
+        return woken
+
+    def _rebuild(self) -> int:
+        a = self._a
+        rebuilt = rebuild_tokens(a.db, a.tokens, a.settings.rate_limit, lambda seconds: self._stopping.wait(seconds))
+        if rebuilt:
+            self._rounds = -1
+        return rebuilt
 
     def _prune(self) -> int:
         """A small batch a round, so that nothing else waits for it, until there is no more; again with the next chores.

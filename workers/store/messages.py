@@ -833,24 +833,31 @@ def prune(db: Database, older_than_s: float, most: int) -> int:
     return len(db.all(_PRUNE, params))
 
 
-_FOLD_TALLIES = """
+FOLDED_AT_ONCE = 1000
+_FOLD_TALLIES = f"""
 WITH apart AS (
-    SELECT account_id, state, priority, slot FROM tallies WHERE slot <> 0 LIMIT 1000 FOR UPDATE SKIP LOCKED
+    SELECT account_id, state, priority, slot FROM tallies WHERE slot <> 0 LIMIT {FOLDED_AT_ONCE} FOR UPDATE SKIP LOCKED
 ), gone AS (
     DELETE FROM tallies t USING apart
     WHERE (t.account_id, t.state, t.priority, t.slot) = (apart.account_id, apart.state, apart.priority, apart.slot)
     RETURNING t.*
+), together AS (
+    INSERT INTO tallies AS t (account_id, state, priority, slot, n)
+    SELECT account_id, state, priority, 0, sum(n) FROM gone GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+    ON CONFLICT (account_id, state, priority, slot) DO UPDATE SET n = t.n + EXCLUDED.n
 )
-INSERT INTO tallies AS t (account_id, state, priority, slot, n)
-SELECT account_id, state, priority, 0, sum(n) FROM gone GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
-ON CONFLICT (account_id, state, priority, slot) DO UPDATE SET n = t.n + EXCLUDED.n
-RETURNING t.n
+SELECT count(*)::int AS n FROM gone
 """
 
 
 def fold_tallies(db: Database) -> int:
-    """Fold the backends' slots together, so that counts stay quick to read. Returns how many counts it touched."""
-    return len(db.transaction(lambda c: c.all(_FOLD_TALLIES)))
+    """Fold the backends' slots together, so that counts stay quick to read. Returns how many slots it folded."""
+    folded = 0
+    while n := db.transaction(lambda c: c.all(_FOLD_TALLIES))[0]["n"]:
+        folded += n
+        if n < FOLDED_AT_ONCE:
+            break
+    return folded
 
 
 def lookups_due(db: Database) -> bool:
@@ -885,6 +892,13 @@ SELECT t.account_id
 FROM tallies t JOIN accounts a ON a.id = t.account_id AND (a.paused_at IS NULL OR a.paused_until <= now())
 WHERE t.state IN ('scheduled', 'queued') GROUP BY t.account_id HAVING sum(t.n) > 0
 """
+
+
+def latest_transaction(db: Database) -> int:
+    """A number that is another as soon as anybody has written anything."""
+    row = db.one("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS xid")
+    assert row is not None
+    return row["xid"]
 
 
 _COUNT_ACCOUNTS_WAITING = """
