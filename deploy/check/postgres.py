@@ -40,7 +40,7 @@ FOR_THE_POOL = {
 }
 """What connections of the pool ask for (`workers.store.session`); a pooler may swallow it."""
 
-rules: Rules["Server"] = Rules()
+rules: Rules["Server"] = Rules(away=(StoreUnavailable,))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ IDLE_S = 10
 _WRITE = "redis.call('SET', KEYS[1], '1', 'PX', 1000) return redis.call('TIME')"
 _SCRATCH = "paceline:{check}:write"
 
-rules: Rules["Server"] = Rules()
+rules: Rules["Server"] = Rules(away=(redis.ConnectionError, redis.TimeoutError))
 
 
 @dataclass(frozen=True)

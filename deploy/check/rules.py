@@ -56,7 +56,9 @@ Rule = Callable[[_S], Iterator[Remark]]
 class Rules(Generic[_S]):
     """The rules about one kind of subject, in the order in which they are written down."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, away: tuple[type[Exception], ...] = ()) -> None:
+        """away: what a subject raises that is not there at all; then there is no point in the other rules."""
+        self._away = away
         self._rules: list[tuple[str, Rule[_S]]] = []
 
     def rule(self, what: str) -> Callable[[Rule[_S]], Rule[_S]]:
@@ -72,6 +74,8 @@ class Rules(Generic[_S]):
         for what, rule in self._rules:
             try:
                 remarks = list(rule(subject)) or [note("")]
+            except self._away:
+                raise
             except Exception as error:  # a right that is missing, a connection cut: the other rules go on
                 remarks = [fail(f"could not be looked at ({type(error).__name__}: {error})")]
             yield from (Finding(remark.level, what, remark.words) for remark in remarks)
