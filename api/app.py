@@ -2,6 +2,7 @@
 
 import re
 import time
+from typing import Any
 
 import structlog
 from flask import Flask, Response, g, request
@@ -12,6 +13,7 @@ from api import auth, errors, limiting, messaging, operations
 from api.endpoint import MAX_BODY
 from workers import telemetry
 from workers.bootstrap import Adapters
+from workers.encoding import as_json
 
 _DEFENCES = {
     "Cache-Control": "no-store",
@@ -24,13 +26,19 @@ own. Strict-Transport-Security is for whoever ends TLS to say."""
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
+class _Json(DefaultJSONProvider):
+    """Answers in the order in which they were made, and quickly."""
+
+    def response(self, *args: Any, **kwargs: Any) -> Response:
+        return Response(as_json(self._prepare_response_obj(args, kwargs)), mimetype=self.mimetype)
+
+
 def create_app(adapters: Adapters) -> Flask:
     """The API over these adapters."""
     app = Flask("paceline", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY + 1  # at its limit werkzeug silently cuts a body of unknown length
     app.url_map.strict_slashes = app.url_map.merge_slashes = False  # a redirect would be an HTML page
-    assert isinstance(app.json, DefaultJSONProvider)
-    app.json.sort_keys = False
+    app.json = _Json(app)
     app.before_request(_begin)
     app.after_request(_end)
     errors.install(app)

@@ -1,5 +1,6 @@
 """What a worker process and a pacer process are made of, from start to a clean end."""
 
+import gc
 import os
 import signal
 import threading
@@ -71,6 +72,7 @@ def run_worker(settings: Settings) -> None:
         """Ours is configured; Celery's would hush everything below its own --loglevel, our events included."""
 
     app.steps["consumer"].add(_Beating)
+    gc.freeze()  # what has been imported stays: there is no point in going through it time and again
     log.info("worker_started", worker=presence.number)
     arguments = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING"]
     try:

@@ -20,7 +20,7 @@ PERIOD_S = 1.0
 LOOK_S = 0.2
 """How often it looks meanwhile whether everybody is still there: one question to PostgreSQL."""
 HURRY_FOR_S = 2 * DEAD_FOR_S
-BY_NAME_EVERY = 10
+BY_NAME_EVERY = 30
 """Rounds."""
 CHORES_S = 30.0
 OVERLOOKED_S = 120.0

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 MAY_IMPORT = {
     "deploy": "api workers ratelimit",
     "api": "workers.bootstrap workers.settings workers.services workers.domain workers.telemetry workers.counts"
-    " workers.tracing ratelimit"
+    " workers.encoding workers.tracing ratelimit"
     # What comes back as it is: filters, the dict that a row is, an account.
     " workers.store.queries workers.store.audit.AuditFilter workers.store.session.Row workers.store.accounts.Account",
     # processes, from start to end
@@ -37,7 +37,8 @@ MAY_IMPORT = {
     "workers.services": "workers.store workers.channels.base workers.wakeups workers.presence workers.domain"
     " workers.credentials workers.telemetry workers.tracing workers.clock ratelimit",
     # the outside, each room knowing only its own part of it
-    "workers.store": "workers.domain ratelimit",
+    "workers.store": "workers.domain workers.encoding ratelimit",
+    "workers.encoding": "",
     "workers.channels": "workers.domain workers.clock",
     "workers.wakeups": "workers.telemetry ratelimit",
     "workers.presence": "workers.store.session workers.wakeups workers.telemetry ratelimit",
@@ -60,6 +61,7 @@ LIVES_IN = {
     "psycopg": "workers.store workers.presence deploy",
     "sqlalchemy": "workers.store deploy",
     "alembic": "workers.store.migrations",
+    "orjson": "workers.encoding",
     "httptools": "workers.channels",
     "cryptography": "workers.credentials api.auth",
     "opentelemetry": "workers.tracing",

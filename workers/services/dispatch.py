@@ -44,7 +44,7 @@ from workers.wakeups import DRAIN_LEASE_S, Wakeups
 
 WIDTH = 128
 """Requests that one drain keeps out at once."""
-MOST_DRAINS = 2
+MOST_DRAINS = 4
 """Drains of one account at once, whatever its limits: others want their turn."""
 DRAIN_FOR_S = 2.0
 """How long a drain goes on claiming: then it makes way for others, and for one that knows the account as it is now."""

@@ -11,7 +11,6 @@ Races closed here:
 """
 
 import itertools
-import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +26,7 @@ from workers.domain.errors import StaleClaim
 from workers.domain.message import Claim, Line, NewMessage
 from workers.domain.outcome import Outcome
 from workers.domain.retry import DeadLetterReason, DeferralReason
+from workers.encoding import as_json
 from workers.store import audit
 from workers.store.session import Connection, Database, Row
 
@@ -211,7 +211,7 @@ def accept_many(
     Once it has, it first takes hold of the heads that there are, which then stay for as long as it takes.
     """
     params = {
-        "messages": json.dumps(listed, ensure_ascii=False, default=datetime.isoformat),
+        "messages": as_json(listed).decode(),
         "last_to_go": last_to_go,
         "key": key,
         "fingerprint": fingerprint,
