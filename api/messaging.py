@@ -1,7 +1,6 @@
 """The messaging routes of a channel: contract §1."""
 
 import hashlib
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -103,7 +102,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
         headers = {"Location": url_for(".message", channel=g.channel, message_id=receipt.message_id)}
         if receipt.replayed:
             headers["Idempotent-Replayed"] = "true"
-            receipt = replace(receipt, **_prospects(reader.message(receipt.message_id, None)))
+            receipt = receipt._replace(**_prospects(reader.message(receipt.message_id, None)))
         return receipt, 202, headers
 
     @routes.post("/send/bulk")

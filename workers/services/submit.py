@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from ulid import ULID
 
@@ -28,8 +28,7 @@ log = logger(__name__)
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
+class Receipt(NamedTuple):
     """What the caller is told. position: 1 for next to go. replayed: this idempotency key had been used already; then
     position, estimate and what blocks it are not the message's, which stands elsewhere by now, but a new one's."""
 
