@@ -163,7 +163,7 @@ def _keys(settings: Settings) -> dict[str, Any]:
         if value
     ]
     if len(given) != 1:
-        found = f"{' and '.join(given)} are all set" if given else "no key for tokens is set"
+        found = f"{' and '.join(given)} are set" if given else "no key for tokens is set"
         raise BadSetting.of(f"{found}: set exactly one of JWT_SECRET_KEY, JWT_PUBLIC_KEY, JWT_JWKS_FILE")
     if settings.jwt_secret_key:
         return {

@@ -387,7 +387,7 @@ def _how_to_begin(stack: Any, data_dir: Path) -> None:
     click.echo(f"\nexport TOKEN={made}\n")
     click.echo(
         f'curl -s {stack.url}/api/onlyfans/messaging/send -H "Authorization: Bearer $TOKEN" '
-        '-H \'Content-Type: application/json\' -d \'{"recipientId":"fan-1","content":"Hello"}\'\n'
+        '-H \'Content-Type: application/json\' -d \'{"recipientId":"fan-0","content":"Hello"}\'\n'
     )
 
 

@@ -196,7 +196,9 @@ def run(sender: Sender, rows: list[Row], chunk: int) -> None:
             sender.send(rows, chunk, lambda n: bar.advance(task, n))
     finally:
         if sender.sent.queued < len(rows):
-            sender.say(f"{sender.sent.queued:,} of {len(rows):,} are queued; the same command goes on from there")
+            sender.say(
+                f"{sender.sent.queued:,} of {len(rows):,} are known to be queued; none is queued twice by another try"
+            )
     print(_summary(sender.sent))
 
 
@@ -310,9 +312,9 @@ def _words(said: dict[str, Any], rows: list[Row]) -> str:
     where = f"lines {rows[0].line} to {rows[-1].line}"
     if said["code"] == "idempotency_key_reused":
         return (
-            f"{where} were queued before, and not as they stand there now: the file, --account, --batch-id or --chunk"
-            " has changed since. Nothing of them was queued again. Put it back as it was; or send what is new from a"
-            " file of its own, or as a run of its own (--run NAME)"
+            f"some of {where} were queued before, in a list that was another then: the file, --account, --batch-id or"
+            " --chunk has changed since. Nothing was queued now. Put it back as it was; or send what is new from a"
+            " file of its own, or all of it again as a run of its own (--run NAME)"
         )
     wrong = said["details"].get("messages")
     lines = []

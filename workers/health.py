@@ -42,11 +42,15 @@ pulse = Pulse()
 
 
 def beside(app: Wsgi, pulse: Pulse) -> Wsgi:
-    """The same application, and `/healthz`, which asks for no token and tells nothing else."""
+    """The same application at `/metrics`, and `/healthz`, which asks for no token and tells nothing else."""
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if environ.get("PATH_INFO") != "/healthz":
+        path = environ.get("PATH_INFO")
+        if path == "/metrics":
             return app(environ, start_response)
+        if path != "/healthz":
+            start_response("404 Not Found", [("Content-Type", "text/plain")])
+            return [b"/metrics and /healthz are here\n"]
         state = pulse.state()
         start_response("503 Service Unavailable" if state == "hung" else "200 OK", [("Content-Type", "text/plain")])
         return [f"{state}\n".encode()]

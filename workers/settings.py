@@ -61,6 +61,12 @@ def _whole(low: int, high: int, unit: str) -> Callable[[str], int]:
     return parse
 
 
+def _port(raw: str) -> int:
+    if not raw.isascii() or not raw.isdigit() or not 1 <= int(raw) <= 65535:
+        raise ValueError("must be a port, from 1 to 65535")
+    return int(raw)
+
+
 def _flag(raw: str) -> bool:
     if raw.lower() in ("1", "true", "yes", "on"):
         return True
@@ -90,7 +96,10 @@ def _limits(raw: str) -> Limits:
 
 
 def _limits_or_off(raw: str) -> Limits | None:
-    return None if raw.strip().lower() in ("off", "0", "none") else Limits.parse(raw)
+    try:
+        return None if raw.strip().lower() in ("off", "0", "none") else Limits.parse(raw)
+    except BadLimits as error:
+        raise ValueError(f"{error}; or off") from error
 
 
 def _secret(raw: str) -> str:
@@ -191,7 +200,7 @@ class Settings:
 
     log_format: str = _from("LOG_FORMAT", _choice("json", "console"), "json")
     """`json` for machines, `console` for people."""
-    metrics_port: int | None = _from("METRICS_PORT", _whole(1, 65535, "(a port)"))
+    metrics_port: int | None = _from("METRICS_PORT", _port)
     """Workers and pacers serve /metrics there; not at all if unset."""
     metrics_token: str | None = _from("METRICS_TOKEN", _text)
     """Bearer token that /metrics asks for; open if unset."""
