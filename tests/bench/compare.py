@@ -150,9 +150,11 @@ def damaged(
 
 
 def damage_of(entries: Sequence[Entry], messages: int) -> Damage:
-    """By the messages' own idempotency keys, which all contestants send."""
+    """By the messages' own idempotency keys, which all contestants send. More of them than messages: one of the trial
+    before came once more in this one."""
     keys = [entry.arrival.message.idempotency_key for entry in entries if entry.verdict in COUNTED]
-    return Damage(messages - len(set(keys)), len(keys) - len(set(keys)))
+    distinct = min(messages, len(set(keys)))
+    return Damage(messages - distinct, len(keys) - distinct)
 
 
 def cost(contestant: Contestant, upstream: Sandbox) -> float:
