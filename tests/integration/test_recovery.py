@@ -24,7 +24,7 @@ from workers.credentials import Vault
 from workers.domain.errors import StoreUnavailable
 from workers.domain.outcome import Outcome, OutcomeKind
 from workers.domain.retry import Defer, DeferralReason, MarkSent
-from workers.presence import Presence
+from workers.presence import Presence, living
 from workers.services import recovery
 from workers.services.dispatch import WIDTH, Dispatcher, drain_name
 from workers.services.recovery import (
@@ -125,6 +125,9 @@ def test_a_death_noticed_while_redis_is_away_is_noticed_again(
     departures = Departures(adapters.db, adapters.wakeups)
     departures.notice()
     gone.stop()
+    deadline_s = time.monotonic() + 30  # PostgreSQL notices in its own time that a session has ended
+    while living(adapters.db):
+        assert time.monotonic() < deadline_s
     adapters.redis.config_set("min-replicas-to-write", 1)
     try:
         with pytest.raises(TokensUnavailable):
