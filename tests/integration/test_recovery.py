@@ -101,10 +101,18 @@ def restarted(find: Callable[..., list[messages.Orphan]], up_s: float) -> Callab
     return lambda *args, **kwargs: [replace(orphan, server_up_s=up_s) for orphan in find(*args, **kwargs)]
 
 
+def await_nobody(adapters: Adapters) -> None:
+    """PostgreSQL notices in its own time that a session has ended."""
+    deadline_s = time.monotonic() + 30
+    while living(adapters.db):
+        assert time.monotonic() < deadline_s
+
+
 def test_after_a_failover_everybody_gets_more_time(
     adapters: Adapters, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A standby has been up for days when it takes over, and nobody has a lock there yet."""
+    await_nobody(adapters)
     monkeypatch.setattr(messages, "find_orphans", restarted(messages.find_orphans, up_s=86_400.0))
     submit()
     claim_one(adapters, worker=4711)
@@ -125,9 +133,7 @@ def test_a_death_noticed_while_redis_is_away_is_noticed_again(
     departures = Departures(adapters.db, adapters.wakeups)
     departures.notice()
     gone.stop()
-    deadline_s = time.monotonic() + 30  # PostgreSQL notices in its own time that a session has ended
-    while living(adapters.db):
-        assert time.monotonic() < deadline_s
+    await_nobody(adapters)
     adapters.redis.config_set("min-replicas-to-write", 1)
     try:
         with pytest.raises(TokensUnavailable):
