@@ -22,6 +22,7 @@ from workers.services.dispatch import Dispatcher
 from workers.settings import Settings
 from workers.telemetry import logger
 
+PACERS_POOL_SIZE = 4
 POOL_SIZE = 16
 """Database connections of a worker: drains hold one only for a statement or a transaction, never across a request."""
 
@@ -86,7 +87,7 @@ def run_worker(settings: Settings) -> None:
 def run_pacer(settings: Settings) -> None:
     """Pace and reconcile until SIGTERM."""
     _serve_metrics(settings)
-    adapters = build(settings, pool_size=4, name="paceline pacer")
+    adapters = build(settings, pool_size=PACERS_POOL_SIZE, name="paceline pacer")
     presence = Presence("pacer", settings.database_url, adapters.wakeups)
     presence.start()
     _connect(settings, Process(adapters, None))

@@ -92,10 +92,10 @@ class Reconciler:
                 return
 
     def _somebody_is_gone(self) -> bool:
-        """Says nothing of servers that are away; the next round does."""
+        """Says nothing of what goes wrong, and goes on: the next round asks again, and says it."""
         try:
             return self._note_gone() > 0
-        except (StoreUnavailable, TokensUnavailable):
+        except Exception:
             return False
 
     def _wake_forgotten(self) -> int:

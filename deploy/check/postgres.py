@@ -19,27 +19,18 @@ from workers.bootstrap import build
 from workers.credentials import Vault, is_sealed
 from workers.domain.errors import StoreUnavailable, Unreadable
 from workers.presence import BEAT_S
-from workers.processes import POOL_SIZE
+from workers.processes import PACERS_POOL_SIZE, POOL_SIZE
 from workers.settings import Settings
 from workers.store import accounts, migrations
 from workers.store.schema import Base
-from workers.store.session import SERVER_TCP, Database
+from workers.store.session import ASKED_FOR, SERVER_TCP, Database
 
 OLDEST = 150000
-CONNECTIONS = {"api": 16, "worker": POOL_SIZE + 1, "pacer": 4 + 1}
+CONNECTIONS = {"api": 16, "worker": POOL_SIZE + 1, "pacer": PACERS_POOL_SIZE + 1}
 """Of one process each: its pool, and a worker's or pacer's connection that says that it lives."""
 SMALLEST = {"api": 1, "worker": 1, "pacer": 2}
 PATIENT_MS = 5000
 """A statement may have to wait for a lock that long under load."""
-FOR_THE_POOL = {
-    "plan_cache_mode": "force_generic_plan",
-    "enable_seqscan": "off",
-    "jit": "off",
-    "statement_timeout": "15000",
-    "idle_in_transaction_session_timeout": "15000",
-}
-"""What connections of the pool ask for (`workers.store.session`); a pooler may swallow it."""
-
 rules: Rules["Server"] = Rules(away=(StoreUnavailable,))
 
 
@@ -157,7 +148,7 @@ def _sessions(s: Server) -> Iterator[Remark]:
 
 @rules.rule("what the pool asks for")
 def _asked_for(s: Server) -> Iterator[Remark]:
-    for name, asked in FOR_THE_POOL.items():
+    for name, asked in ASKED_FOR.items():  # a pooler may swallow it
         if s.parameters[name] != asked:
             yield warn(
                 f"{name} is {s.parameters[name]!r}, as if a pooler had swallowed our {asked!r}; "

@@ -36,16 +36,14 @@ SERVER_TCP = "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepa
 # queue outdates within seconds. A generic one is kept, and may have been made while the table was empty, when to read
 # all of it looked cheapest: so that is not to be considered where there is an index. Timeouts bound what a hung client
 # can hold on to.
-_OPTIONS = " ".join(
-    f"-c {setting}"
-    for setting in (
-        "plan_cache_mode=force_generic_plan",
-        "enable_seqscan=off",
-        "jit=off",
-        "statement_timeout=15000",
-        "idle_in_transaction_session_timeout=15000",
-    )
-)
+ASKED_FOR = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "jit": "off",
+    "statement_timeout": "15000",
+    "idle_in_transaction_session_timeout": "15000",
+}
+_OPTIONS = " ".join(f"-c {name}={value}" for name, value in ASKED_FOR.items())
 PATIENCE_S = 20.0
 """A server that is there and does not answer is given up after this: later than it gives up a statement itself."""
 _PAUSE_S = (0.1, 0.2)
