@@ -3,7 +3,9 @@
 -- KEYS[1]  uses   sorted set: token -> when its use ends (us). For a token out on loan that is the end of the
 --                 loan, which is why an unreturned one holds its place until loan end + period.
 -- KEYS[2]  gate   hash: known = how far back (us) every use is in `uses`; cooldown = closed until (us)
--- ARGV     lease_us, want, grant id, n limits, {count, period_us}*, n refunded, token*, n returned, token*
+-- ARGV     lease_us, want, grant id, n limits, {count, period_us}*, n refunded, token*, n returned, {token, ago_us}*
+--          ago_us: for how long its use had been over, at least, when this was sent. That it took this a while to get
+--          here only makes the end later than it was.
 -- Returns  {granted, wait_us, free_us, left, overshoot}: tokens are named <grant id>.1 to <grant id>.<granted>.
 --          granted = -1: the past is not known as far back as the longest period (data lost, or a longer limit than
 --          before); nothing may be used until it has been rebuilt.
@@ -53,13 +55,13 @@ local returned, late = tonumber(arg()), {}
 -- XX: a token that is not known here was lost with the data; the rebuild brings its use back from the books.
 -- LT: one that comes back in time ends its loan earlier. It has held its place all the while, and exceeds nothing.
 for _ = 1, returned do
-  local token = arg()
-  if redis.call('ZADD', uses, 'XX', 'LT', 'CH', now, token) == 0 then late[#late + 1] = token end
+  local token, ended = arg(), now - tonumber(arg())
+  if redis.call('ZADD', uses, 'XX', 'LT', 'CH', ended, token) == 0 then late[#late + 1] = {token, ended} end
 end
 local overshoot = 0
 if #late > 0 then
   local before = free_now()
-  for _, token in ipairs(late) do redis.call('ZADD', uses, 'XX', now, token) end
+  for _, use in ipairs(late) do redis.call('ZADD', uses, 'XX', use[2], use[1]) end
   overshoot = math.max(0, -free_now()) - math.max(0, -before)
 end
 if want == 0 then

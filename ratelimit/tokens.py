@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import redis
@@ -27,6 +28,10 @@ START_WITHIN_S = 2.0
 A rebuild waits this long between closing the gate and reading the books, so that a token borrowed just before the loss
 is either on them by then or void. Without the wait, its use would be missing from the rebuilt window.
 """
+
+CLOCK_RATE_ERROR = 0.001
+"""Two machines' monotonic clocks run at the same rate up to this, and better by far: NTP corrects one by 0.0005 at most
+(`adjtimex(2)`), and a quartz is off by less."""
 
 _KNOWN = f"{NAMESPACE}:known"
 
@@ -100,12 +105,20 @@ class Tokens:
         *,
         want: int,
         lease_s: float,
-        returned: Sequence[str] = (),
+        returned: Mapping[str, float] = MappingProxyType({}),
         refunded: Sequence[str] = (),
     ) -> Grant:
-        """Give tokens back and borrow up to `want` others for `lease_s` seconds, in one step."""
+        """Give tokens back and borrow up to `want` others for `lease_s` seconds, in one step.
+
+        returned: token -> for how many seconds its use has been over, by the caller's monotonic clock. Each is usable
+        again one whole period after that end, not after this call. The server's clock stays the only one that times are
+        told by: it counts back from when the call arrives, which is later than the end in truth by whatever the call
+        took, so a delay anywhere makes a token late, never early.
+        """
         grant = self._new_grant()
-        args = [to_us(lease_s), want, grant, *_flat(limits), len(refunded), *refunded, len(returned), *returned]
+        args: list[Any] = [to_us(lease_s), want, grant, *_flat(limits), len(refunded), *refunded, len(returned)]
+        for token, ago_s in returned.items():
+            args += (token, to_us(ago_s * (1 - CLOCK_RATE_ERROR)))
         return _grant(grant, answered(lambda: self._exchange(keys=_keys(key), args=args)))
 
     def borrow(self, key: str, limits: Limits, *, want: int = 1, lease_s: float) -> Grant:
@@ -113,7 +126,7 @@ class Tokens:
 
     def give_back(self, key: str, limits: Limits, tokens: Sequence[str]) -> None:
         """The uses are over now: each token is usable again one whole period from here."""
-        self.exchange(key, limits, want=0, lease_s=0, returned=tokens)
+        self.exchange(key, limits, want=0, lease_s=0, returned=dict.fromkeys(tokens, 0.0))
 
     def refund(self, key: str, limits: Limits, tokens: Sequence[str]) -> None:
         """Certainly not used: usable again at once."""

@@ -63,10 +63,10 @@ def exchange(stage: Stage) -> Iterator[Sides]:
 
         def step() -> None:
             nonlocal held
-            held = tokens.exchange(KEY, FREE, want=1, lease_s=LEASE_S, returned=held).tokens
+            held = tokens.exchange(KEY, FREE, want=1, lease_s=LEASE_S, returned=dict.fromkeys(held, 0.0)).tokens
             assert held
 
-        sides = _against_empty(adapters.redis, step, stage, returned=["0123456789.1"])
+        sides = _against_empty(adapters.redis, step, stage, returned=["0123456789.1", 0])
 
         def measure() -> Figures:
             return {**sides[SUBJECT](), "commands": _commands(adapters.redis, step)}
@@ -75,7 +75,7 @@ def exchange(stage: Stage) -> Iterator[Sides]:
 
 
 def _against_empty(
-    client: redis.Redis, call: Call, stage: Stage, *, clear: bool = True, returned: Sequence[str] = ()
+    client: redis.Redis, call: Call, stage: Stage, *, clear: bool = True, returned: Sequence[str | int] = ()
 ) -> Sides:
     """A call and the empty script, ten of one and ten of the other in turn. clear: forget the uses in between, so that
     there are never many; outside the time that counts."""
@@ -94,7 +94,7 @@ def _against_empty(
     return together([SUBJECT, EMPTY], watch)
 
 
-def _empty(client: redis.Redis, returned: Sequence[str]) -> Call:
+def _empty(client: redis.Redis, returned: Sequence[str | int]) -> Call:
     script = client.register_script("return {0, 0, 0, 0}")
     keys = [f"paceline:{{{KEY}}}:uses", f"paceline:{{{KEY}}}:gate"]
     args: list[str | int] = [12_000_000, 1, "0123456789", 1, 10, 60_000_000, len(returned), *returned, 0]

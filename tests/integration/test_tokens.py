@@ -17,6 +17,7 @@ from redis.crc import key_slot
 from deploy.servers import Servers
 from ratelimit import Limits, Tokens, TokensUnavailable, Use, connect
 from ratelimit.connection import know_server
+from ratelimit.tokens import CLOCK_RATE_ERROR
 from workers.bootstrap import Adapters
 
 TEN_PER_MINUTE = Limits.parse("10/minute")
@@ -157,7 +158,7 @@ def test_a_token_returned_after_its_loan_has_ended_counts_from_its_return(tokens
 
 def give_back(tokens: Tokens, limits: Limits, *out: str) -> int:
     """Returns the overshoot."""
-    return tokens.exchange("default", limits, want=0, lease_s=0, returned=out).overshoot
+    return tokens.exchange("default", limits, want=0, lease_s=0, returned=dict.fromkeys(out, 0.0)).overshoot
 
 
 def test_a_return_so_late_that_its_token_was_lent_again_is_an_overshoot(tokens: Tokens, clock: Clock) -> None:
@@ -174,7 +175,7 @@ def test_an_overshoot_is_told_with_whatever_else_the_exchange_does(tokens: Token
     late = borrow(tokens, limits, want=2)
     clock.at(LEASE_S + 60)
     assert len(borrow(tokens, limits, want=2)) == 2
-    grant = tokens.exchange("default", limits, want=5, lease_s=LEASE_S, returned=late)
+    grant = tokens.exchange("default", limits, want=5, lease_s=LEASE_S, returned=dict.fromkeys(late, 0.0))
     assert (grant.tokens, grant.overshoot) == ((), 2)
     assert tokens.borrow("default", limits, lease_s=LEASE_S).overshoot == 0
 
@@ -193,11 +194,42 @@ def test_a_return_after_the_loan_but_within_the_period_is_none(tokens: Tokens, c
     assert give_back(tokens, ONE_PER_MINUTE, late) == 0
 
 
+def test_a_token_is_free_one_period_after_its_use_and_not_after_its_return(tokens: Tokens, clock: Clock) -> None:
+    (token,) = borrow(tokens, ONE_PER_MINUTE)
+    clock.at(8)
+    ended_s = 5 + 3 * CLOCK_RATE_ERROR  # 3 s ago, of which a little is not believed
+    grant = tokens.exchange("default", ONE_PER_MINUTE, want=1, lease_s=LEASE_S, returned={token: 3.0})
+    assert (grant.tokens, grant.wait_s) == ((), pytest.approx(ended_s + 60 - 8))
+    clock.at(ended_s + 60 - A_MOMENT_S)
+    assert borrow(tokens, ONE_PER_MINUTE) == ()
+    clock.at(ended_s + 60)
+    assert borrow(tokens, ONE_PER_MINUTE)
+
+
+def test_an_answer_in_time_is_no_overshoot_however_late_its_return(tokens: Tokens, clock: Clock) -> None:
+    """Such as a worker's that was cut off from Redis: the token was another's by right."""
+    (token,) = borrow(tokens, ONE_PER_MINUTE)
+    clock.at(LEASE_S + 60)
+    borrow(tokens, ONE_PER_MINUTE)
+    clock.at(LEASE_S + 70)
+    grant = tokens.exchange("default", ONE_PER_MINUTE, want=0, lease_s=0, returned={token: LEASE_S + 69})
+    assert grant.overshoot == 0
+
+
+def test_a_use_that_ended_after_its_loan_is_an_overshoot_however_long_ago(tokens: Tokens, clock: Clock) -> None:
+    (token,) = borrow(tokens, ONE_PER_MINUTE)
+    clock.at(LEASE_S + 60)
+    borrow(tokens, ONE_PER_MINUTE)
+    clock.at(LEASE_S + 70)
+    grant = tokens.exchange("default", ONE_PER_MINUTE, want=0, lease_s=0, returned={token: 5})
+    assert grant.overshoot == 1
+
+
 def test_what_was_borrowed_again_but_not_used_is_none(tokens: Tokens, clock: Clock) -> None:
     (late,) = borrow(tokens, ONE_PER_MINUTE)
     clock.at(LEASE_S + 60)
     other = borrow(tokens, ONE_PER_MINUTE)
-    grant = tokens.exchange("default", ONE_PER_MINUTE, want=0, lease_s=0, returned=[late], refunded=other)
+    grant = tokens.exchange("default", ONE_PER_MINUTE, want=0, lease_s=0, returned={late: 0.0}, refunded=other)
     assert grant.overshoot == 0
 
 
@@ -232,7 +264,9 @@ def test_returning_what_was_never_borrowed_takes_no_token(tokens: Tokens) -> Non
 def test_returned_and_borrowed_in_one_step(tokens: Tokens, clock: Clock) -> None:
     out = borrow(tokens, TEN_PER_MINUTE, want=10)
     clock.at(5)
-    grant = tokens.exchange("default", TEN_PER_MINUTE, want=5, lease_s=LEASE_S, returned=out[:4], refunded=out[4:6])
+    grant = tokens.exchange(
+        "default", TEN_PER_MINUTE, want=5, lease_s=LEASE_S, returned=dict.fromkeys(out[:4], 0.0), refunded=out[4:6]
+    )
     assert len(grant.tokens) == 2
     assert grant.wait_s == 60
     clock.at(65)

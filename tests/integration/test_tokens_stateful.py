@@ -4,6 +4,7 @@ The server's scripts read a clock that stands still until the machine moves it, 
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from ratelimit import Grant, Limit, Limits, Tokens, Use
 from ratelimit.connection import know_server
+from ratelimit.limits import to_us
+from ratelimit.tokens import CLOCK_RATE_ERROR
 from workers.bootstrap import Adapters
 
 KEY = "default"
@@ -68,9 +71,10 @@ class Model:
             self.ends[token] = self.now + lease
             self.out.append(token)
 
-    def give_back(self, tokens: list[str]) -> None:
-        for token in tokens:
-            self.ends[token] = self.now
+    def give_back(self, tokens: Mapping[str, int]) -> None:
+        """token -> for how long its use has been over, of which a little is not believed."""
+        for token, ago in tokens.items():
+            self.ends[token] = self.now - to_us(ago / SECOND * (1 - CLOCK_RATE_ERROR))
             self.out.remove(token)
 
     def refund(self, tokens: list[str]) -> None:
@@ -111,13 +115,16 @@ class TokensMachine(RuleBasedStateMachine):
         self.clock.set_to(self.model.now)
         self.tokens.open_new(KEY)
 
-    @rule(want=st.integers(1, 6), lease=milliseconds, returned=counts, refunded=counts)
-    def exchange(self, want: int, lease: int, returned: int, refunded: int) -> None:
-        back = self.model.out[:returned]
+    @rule(want=st.integers(1, 6), lease=milliseconds, returned=counts, ago=st.integers(0, 100), refunded=counts)
+    def exchange(self, want: int, lease: int, returned: int, ago: int, refunded: int) -> None:
+        """ago: when the returned ones' uses ended, in percent of the time that they were out."""
+        out = self.model.out[:returned]
+        back = {token: (self.model.now - self.model.loans[token][0]) * ago // 100 for token in out}
         unused = self.model.out[returned : returned + refunded]
         self.model.give_back(back)
         self.model.refund(unused)
-        self._borrow(want, lease, returned=back, refunded=unused)
+        ended = {token: ago / SECOND for token, ago in back.items()}
+        self._borrow(want, lease, returned=ended, refunded=unused)
 
     @rule(want=st.integers(1, 6), lease=milliseconds)
     def borrow(self, want: int, lease: int) -> None:
@@ -127,7 +134,7 @@ class TokensMachine(RuleBasedStateMachine):
     def give_back(self, some: int) -> None:
         back = self.model.out[:some]
         self.tokens.give_back(KEY, self.model.limits, back)
-        self.model.give_back(back)
+        self.model.give_back(dict.fromkeys(back, 0))
 
     @rule(some=counts)
     def refund(self, some: int) -> None:
@@ -184,7 +191,7 @@ class TokensMachine(RuleBasedStateMachine):
     def the_upstream_never_sees_more_than_n_in_a_period(self) -> None:
         assert all(self.model.most_in_one_window(limit) <= limit.count for limit in self.model.limits)
 
-    def _borrow(self, want: int, lease: int, **back: list[str]) -> None:
+    def _borrow(self, want: int, lease: int, **back: Any) -> None:
         free = self.model.free_now()
         grant: Grant = self.tokens.exchange(KEY, self.model.limits, want=want, lease_s=lease / SECOND, **back)
         assert not grant.lost

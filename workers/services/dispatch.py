@@ -42,8 +42,10 @@ from workers.store.session import Connection, Database
 from workers.telemetry import logger
 from workers.wakeups import DRAIN_LEASE_S, Wakeups
 
-WIDTH = 128
+WIDTH = 256
 """Requests that one drain keeps out at once."""
+BATCH = messages.CLAIMED_AT_ONCE
+"""Messages claimed, and outcomes recorded, in one turn of the loop."""
 MOST_DRAINS = 4
 """Drains of one account at once, whatever its limits: others want their turn."""
 DRAIN_FOR_S = 2.0
@@ -54,9 +56,22 @@ RECRUIT_EVERY_S = 0.5
 """How often a full drain asks for another one beside it."""
 SOON_S = 0.05
 """The least delay of a wake-up for something that is due but could not be claimed just now."""
+AT_LEAST_S = 0.001
+"""The least time between two looks of a drain for what may be claimed."""
+LINGER_S = 0.02
+"""How long a drain with nothing out waits for the next token itself. Later ones are left to the pacer, which finds a
+worker for them in about as much time; meanwhile this thread is free for other accounts."""
 _SMOOTHING = 0.2
 
 log = logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    claim: Claim
+    outcome: Outcome
+    at_s: float
+    """When it came (monotonic s)."""
 
 
 @dataclass(slots=True)
@@ -124,14 +139,15 @@ class _Drain:
         self._channel = shared.channels[account.channel]
         self._api_key: str | None = None
         self._out: dict[str, Claim] = {}
-        self._answers: queue.SimpleQueue[tuple[Claim, Outcome]] = queue.SimpleQueue()
-        self._returned: list[str] = []
+        self._answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
+        self._returned: dict[str, float] = {}  # token -> when its answer came (monotonic s)
         self._refunded: list[str] = []
         self._unconfirmed: list[str] = []
         self._report = DrainReport()
         self._denied_until_s = 0.0
         self._claimable = 0
         self._places = 0
+        self._crowded = False  # there were not as many places as it could have used
         self._began_s = self._renewed_s = monotonic_s()
         self._recruited_s = 0.0
         self._placed = True
@@ -147,12 +163,14 @@ class _Drain:
         finished: list[Settlement] = []
         while True:
             borrowed_s = monotonic_s()
-            self._places = self._.senders.take(self._wish(finished), newcomer=not self._out)
+            want = self._wish() if self._denied_for_s() <= 0 else 0
+            self._places = self._.senders.take(want, newcomer=not self._out)
+            self._crowded = self._places < want
             tokens, free_s = self._trade_tokens(self._places)
             settled, claims = self._record_and_claim(finished, tokens)
             self._start(claims, borrowed_s, free_s)  # before anything is said of it, which takes time and may fail
             self._say(settled, claims)
-            if not self._out:
+            if not self._out and not self._lingers():
                 break
             finished = self._await_answers()
             self._keep_place()
@@ -173,16 +191,22 @@ class _Drain:
         except TokensUnavailable as error:
             log.warning("drain_left_without_redis", account_id=self._account.id, error=str(error))
 
-    def _wish(self, finished: list[Settlement]) -> int:
-        """How many tokens to ask for in this turn: what there may be to send, and no more. A token borrowed in vain
+    def _wish(self) -> int:
+        """How many tokens this drain could use: as many as there may be messages, and no more. A token borrowed in vain
         is refunded soon, but meanwhile it is missing in every forecast."""
         if self._.stopping.is_set() or self._time_is_up():
             return 0
-        # A denial that hung on a loan of ours was a bound; with the loan given back, it is worth asking again.
-        if monotonic_s() < self._denied_until_s and not (self._returned or self._refunded):
-            return 0
-        # Whatever has just been answered may have made way for another in its line.
-        return min(WIDTH - len(self._out), max(self._claimable, len(finished)))
+        return min(BATCH, WIDTH - len(self._out), self._claimable)
+
+    def _denied_for_s(self) -> float:
+        """How long there is no use in asking for tokens; not positive: ask. A denial that hung on a loan of ours was a
+        bound: with the loan given back, it is worth asking again."""
+        return 0.0 if self._returned or self._refunded else self._denied_until_s - monotonic_s()
+
+    def _lingers(self) -> bool:
+        """Whether to stay with nothing out, because the next token is nearer than another drain would be."""
+        soon = 0 < self._denied_for_s() <= LINGER_S and monotonic_s() - self._began_s < DRAIN_FOR_S
+        return soon and not self._crowded and self._wish() > 0
 
     def _trade_tokens(self, want: int) -> tuple[tuple[str, ...], float]:
         """Return and refund what is due, and borrow up to `want`."""
@@ -194,7 +218,7 @@ class _Drain:
                 self._limits,
                 want=want,
                 lease_s=self._.lease_s,
-                returned=self._returned,
+                returned={token: monotonic_s() - at_s for token, at_s in self._returned.items()},
                 refunded=self._refunded,
             )
         except TokensUnavailable:
@@ -203,7 +227,7 @@ class _Drain:
             log.warning("tokens_unavailable", account_id=self._account.id)
             self._denied_until_s = monotonic_s() + 1.0
             return (), math.inf
-        self._returned, self._refunded = [], []
+        self._returned, self._refunded = {}, []
         if grant.overshoot:
             telemetry.limit_overshoot.inc(grant.overshoot)
             log.error("limit_overshoot", account_id=self._account.id, uses=grant.overshoot)
@@ -211,8 +235,8 @@ class _Drain:
             self._report_loss()
         elif len(grant.tokens) < want:
             self._denied_until_s = monotonic_s() + grant.wait_s
-        elif grant.left:
-            self._recruit()
+        else:
+            self._recruit(grant.left)
         return grant.tokens, grant.free_s
 
     def _report_loss(self) -> None:
@@ -223,10 +247,11 @@ class _Drain:
         except TokensUnavailable as error:  # then the next one to be told reports it
             log.warning("loss_not_reported", error=str(error))
 
-    def _recruit(self) -> None:
-        """This drain is full, and there are more tokens and messages: have another one started, in time."""
-        full = len(self._out) + self._places >= WIDTH
-        if full and self._claimable > self._places and monotonic_s() - self._recruited_s > RECRUIT_EVERY_S:
+    def _recruit(self, tokens_left: int) -> None:
+        """There are more tokens and messages than this drain will have room for: have another one started beside it."""
+        room = WIDTH - len(self._out) - self._places
+        more = min(tokens_left, self._claimable - self._places) > room
+        if more and monotonic_s() - self._recruited_s > RECRUIT_EVERY_S:
             self._recruited_s = monotonic_s()
             self._.wakeups.try_wake(self._account.id)
 
@@ -249,7 +274,8 @@ class _Drain:
         self._report.claimed += len(claims)
         used = {claim.token for claim in claims}
         self._refunded += [token for token in tokens if token not in used]
-        self._claimable = claims[0].queued - len(claims) if len(claims) == len(tokens) and claims else 0
+        if tokens:
+            self._claimable = claims[0].queued - len(claims) if len(claims) == len(tokens) else 0
         return settled, claims
 
     def _say(self, settled: Settled, claims: list[Claim]) -> None:
@@ -305,24 +331,33 @@ class _Drain:
         except Exception as error:  # channels do not raise; should one all the same, the drain must not wait for ever
             log.exception("send_broke")
             outcome = Outcome(OutcomeKind.UNKNOWN, error=type(error).__name__)
-        self._answers.put((claim, outcome))
+        self._answers.put(_Answer(claim, outcome, monotonic_s()))
 
     def _await_answers(self) -> list[Settlement]:
         try:
-            answered = [self._answers.get(timeout=LOOK_AGAIN_S)]
+            answered = [self._answers.get(timeout=self._patience_s())]
         except queue.Empty:
             self._claimable = max(self._claimable, 1)  # something may have come in meanwhile
             return []
-        while not self._answers.empty():
+        while len(answered) < BATCH and not self._answers.empty():
             answered.append(self._answers.get())
-        return [self._judge(self._out.pop(claim.token), outcome) for claim, outcome in answered]
+        # Each may have made way for another in its line.
+        self._claimable = max(self._claimable, len(answered))
+        return [self._judge(answer) for answer in answered]
 
-    def _judge(self, claim: Claim, outcome: Outcome) -> Settlement:
+    def _patience_s(self) -> float:
+        """How long to wait for an answer: until the next token is free, if there is a message and room for it."""
+        if self._crowded or not self._wish():
+            return LOOK_AGAIN_S
+        return min(LOOK_AGAIN_S, max(AT_LEAST_S, self._denied_for_s()))
+
+    def _judge(self, answer: _Answer) -> Settlement:
         """Decide what follows, and what becomes of the token."""
+        claim, outcome = self._out.pop(answer.claim.token), answer.outcome
         if not outcome.left:
             self._refunded.append(claim.token)
         elif outcome.kind is not OutcomeKind.UNKNOWN:
-            self._returned.append(claim.token)
+            self._returned[claim.token] = answer.at_s
         # An unknown one stays out until its loan ends: no answer came, so the deadline is what counts.
         decision = decide(
             outcome,
