@@ -230,15 +230,17 @@ def _idempotency_key() -> str | None:
 def _with_accounts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each with the account that it means. Raises NotFound, with all that the caller may not know of."""
     caller: Caller = g.caller
-    missing: dict[int, str] = {}
-    for n, message in enumerate(messages):
-        named = message.get("account_id")
+    named = [message.get("account_id") for message in messages]
+    meant, unknown = {}, set()
+    for name in set(named):
         try:
-            message["account_id"] = caller.account(named)
+            meant[name] = caller.account(name)
         except NotFound:
-            missing[n] = named or DEFAULT_ACCOUNT
-    if missing:
-        raise no_accounts(missing)
+            unknown.add(name)
+    if unknown:
+        raise no_accounts({n: name or DEFAULT_ACCOUNT for n, name in enumerate(named) if name in unknown})
+    for name, message in zip(named, messages, strict=True):
+        message["account_id"] = meant[name]
     return messages
 
 

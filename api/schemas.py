@@ -12,6 +12,7 @@ from ratelimit import BadLimits, Limits
 from workers.domain.actor import Action
 from workers.domain.retry import DeadLetterReason
 from workers.domain.state import Status
+from workers.encoding import as_json
 from workers.services.estimate import BlockedBy
 
 METADATA_BYTES = 4096
@@ -28,7 +29,9 @@ def iso(moment: datetime | None) -> str | None:
     """ISO-8601, UTC, milliseconds, Z."""
     if moment is None:
         return None
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    moment = moment.astimezone(UTC)
+    text = as_json(moment).decode()  # isoformat takes more than twice as long
+    return (text[1:24] if moment.microsecond else f"{text[1:20]}.000") + "Z"
 
 
 class Time(fields.AwareDateTime):
@@ -350,16 +353,16 @@ class Receipts(fields.List):
         shown = cache(iso)  # many share their times
         return [
             {
-                "messageId": receipt.message_id,
+                "messageId": message_id,
                 "status": "queued",
-                "queuedAt": shown(receipt.queued_at),
-                "estimatedSendTime": shown(receipt.estimated_at),
+                "queuedAt": shown(queued_at),
+                "estimatedSendTime": shown(estimated_at),
                 "message": "Message queued successfully",
-                "accountId": receipt.account_id,
-                "position": receipt.position,
-                "blockedBy": receipt.blocked_by,
+                "accountId": account_id,
+                "position": position,
+                "blockedBy": blocked_by,
             }
-            for receipt in value
+            for message_id, account_id, queued_at, position, estimated_at, blocked_by, _ in value
         ]
 
 

@@ -53,7 +53,9 @@ def forecast_many(
         repeated = repeated + 1 if repeats else 0
 
     def leaves_at(place: int) -> float:
-        rounds = max(0, -(-(place - gone) // count))
-        return ends[known + place - rounds * count - 1] - latency_s + rounds * round_s
+        if place <= gone:
+            return ends[known + place - 1] - latency_s
+        rounds, nth = divmod(place - gone - 1, count)
+        return ends[nth - count] - latency_s + (rounds + 1) * round_s
 
     return [leaves_at(place) for place in places]

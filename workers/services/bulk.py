@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice, product
+from itertools import count, islice, product
 from typing import Any
 
 from ulid import ULID
@@ -76,11 +76,8 @@ def line_up(wanted: Sequence[Mapping[str, Any]], standings: Mapping[str, Standin
         for account_id, priority in set(levels)
     }
     behind_all = {level: before + joining[level] for level, before in ahead.items()}
-    places = []
-    for level, wait_s in zip(levels, due_s, strict=True):
-        if wait_s:
-            places.append(Place(behind_all[level] + 1, State.SCHEDULED, wait_s))
-        else:
-            ahead[level] += 1
-            places.append(Place(ahead[level], State.QUEUED, 0.0))
-    return places
+    turns = {level: count(before + 1) for level, before in ahead.items()}
+    return [
+        Place(behind_all[level] + 1, State.SCHEDULED, wait_s) if wait_s else Place(next(turns[level]))
+        for level, wait_s in zip(levels, due_s, strict=True)
+    ]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import cache
 from typing import NamedTuple
 
 from ratelimit import Limits, View, forecast_many
@@ -37,8 +38,8 @@ class Place(NamedTuple):
     (sendAt, or a retry), 0 if now."""
 
     position: int
-    state: State
-    due_s: float
+    state: State = State.QUEUED
+    due_s: float = 0.0
 
 
 def estimate(
@@ -57,21 +58,25 @@ def estimate(
     view: the account's tokens; None while Redis is away. claimed: the tokens that messages have been put to of late,
     read together with the positions and before the view. lease_s: how long a token is borrowed for.
     """
-    held_s = max(account.paused_s, account.cooldown_s, view.cooldown_s if view else 0.0)
+    cooldown_s = max(account.cooldown_s, view.cooldown_s if view else 0.0)
+    held_s = max(account.paused_s, cooldown_s)
+    closed_by = BlockedBy.PAUSED if account.paused_s else BlockedBy.COOLDOWN if cooldown_s else None
     if view is None or not view.known or held_s == float("inf"):
         wait_s = 0.0 if held_s == float("inf") else held_s
-        return [Estimate(None, _blocked_by(account, view, place), wait_s) for place in places]
+        return [Estimate(None, _blocked_by(closed_by, state, due_s, 0.0), wait_s) for _, state, due_s in places]
     in_hand = _in_hand(view, claimed, lease_s)
-    turns = [1, *(max(1, place.position - in_hand) for place in places)]
+    turns = [1, *(place.position - in_hand if place.position > in_hand else 1 for place in places)]
     next_s, *turns_s = forecast_many(limits, view.uses, turns, latency_s=latency_s, not_before_s=held_s)
-    estimates = []
-    for place, turn_s in zip(places, turns_s, strict=True):
-        goes_s = turn_s if place.position > in_hand else held_s
-        blocked_by = _blocked_by(account, view, place)
-        if blocked_by is None and goes_s > PROMPT_S:
-            blocked_by = BlockedBy.RATE
-        estimates.append(Estimate(now + timedelta(seconds=max(goes_s, place.due_s)), blocked_by, next_s))
-    return estimates
+
+    @cache  # many go together
+    def promise(state: State, due_s: float, turn_s: float) -> Estimate:
+        goes_s = max(turn_s, due_s)
+        return Estimate(now + timedelta(seconds=goes_s), _blocked_by(closed_by, state, due_s, turn_s), next_s)
+
+    return [
+        promise(state, due_s, turn_s if position > in_hand else held_s)
+        for (position, state, due_s), turn_s in zip(places, turns_s, strict=True)
+    ]
 
 
 def _in_hand(view: View, claimed: frozenset[str], lease_s: float) -> int:
@@ -81,14 +86,15 @@ def _in_hand(view: View, claimed: frozenset[str], lease_s: float) -> int:
     return sum(token not in claimed for token in just)
 
 
-def _blocked_by(account: Account, view: View | None, place: Place) -> BlockedBy | None:
-    """The first thing that would have to change. A lack of tokens comes last, where the forecast is known."""
-    if account.paused_s:
-        return BlockedBy.PAUSED
-    if place.due_s > PROMPT_S:
+def _blocked_by(closed_by: BlockedBy | None, state: State, due_s: float, turn_s: float) -> BlockedBy | None:
+    """The first thing that would have to change. A lack of tokens comes last, where the forecast is known.
+
+    closed_by: what closes the account, if anything does.
+    """
+    if due_s > PROMPT_S and closed_by is not BlockedBy.PAUSED:
         return BlockedBy.SCHEDULE
-    if account.cooldown_s or (view and view.cooldown_s):
-        return BlockedBy.COOLDOWN
-    if place.state is State.HELD:
+    if closed_by:
+        return closed_by
+    if state is State.HELD:
         return BlockedBy.ORDERING
-    return None
+    return BlockedBy.RATE if turn_s > PROMPT_S else None

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any, NamedTuple
 
 from ulid import ULID
@@ -104,7 +105,7 @@ class Submitter:
             queued_at=accepted.queued_at,
             position=position,
             estimated_at=promise.at and max(promise.at, accepted.queued_at),
-            blocked_by=_blocked_by(promise, held=accepted.state == State.HELD),
+            blocked_by=_behind_another(promise) if accepted.state == State.HELD else promise.blocked_by,
             replayed=accepted.replayed,
         )
 
@@ -113,9 +114,10 @@ class Submitter:
     ) -> BulkReceipt:
         """Queue all of these messages, or none.
 
-        wanted: the fields of `NewMessage` but its id, priority among them. by, key, fingerprint: as for `submit`.
-        Raises what `submit` does; NotFound and InvalidMessage say in `details` which messages they mean. One line in
-        the log and one entry per account in the audit stand for all: their ids run from the first to the last.
+        wanted: the fields of `NewMessage` but its id, priority among them; each is given its id and its estimate here.
+        by, key, fingerprint: as for `submit`. Raises what `submit` does; NotFound and InvalidMessage say in `details`
+        which messages they mean. One line in the log and one entry per account in the audit stand for all: their ids
+        run from the first to the last.
         """
         now = datetime.now(UTC)
         standings = accounts.standings(self.db, {m["account_id"] for m in wanted})
@@ -128,14 +130,9 @@ class Submitter:
         promises = self._promises(by_account, places, now)
         ids = ids_like(first_id(), len(wanted))
         last = max(range(len(wanted)), key=lambda n: (promises[n].at or _NEVER, places[n].position))
-        accepted = messages.accept_many(
-            self.db,
-            [m | {"id": id_, "estimated_at": p.at} for id_, m, p in zip(ids, wanted, promises, strict=True)],
-            by=by,
-            last_to_go=ids[last],
-            key=key,
-            fingerprint=fingerprint,
-        )
+        for id_, message, promise in zip(ids, wanted, promises, strict=True):
+            message.update(id=id_, estimated_at=promise.at)
+        accepted = messages.accept_many(self.db, wanted, by=by, last_to_go=ids[last], key=key, fingerprint=fingerprint)
         if first_use := accepted.first_use:
             check_reuse(first_use, fingerprint)
             return _replay(first_use, wanted)
@@ -148,14 +145,15 @@ class Submitter:
             if (wake_in_s := _wake_in_s(account, promises[first], due_s)) is not None:
                 wakes[account.id] = wake_in_s
         self.wakeups.try_wake_many(wakes)
+        queued_at = accepted.queued_at.astimezone(UTC)  # as the estimates are: between zones a comparison takes long
         receipts = [
             Receipt(
-                message_id=id_,
-                account_id=m["account_id"],
-                queued_at=accepted.queued_at,
-                position=place.position,
-                estimated_at=promise.at and max(promise.at, accepted.queued_at),
-                blocked_by=_blocked_by(promise, held=id_ in accepted.held),
+                id_,
+                m["account_id"],
+                queued_at,
+                place.position,
+                promise.at and max(promise.at, queued_at),
+                _behind_another(promise) if id_ in accepted.held else promise.blocked_by,
             )
             for id_, m, place, promise in zip(ids, wanted, places, promises, strict=True)
         ]
@@ -164,11 +162,10 @@ class Submitter:
     def _promises(self, by_account: Sequence[Share], places: Sequence[Place], now: datetime) -> list[Estimate]:
         """An estimate for each place of a list."""
         found = self._estimate([(share.standing, [places[n] for n in share.numbers]) for share in by_account], now)
-        promises = {
-            n: promise
-            for share, promised in zip(by_account, found, strict=True)
-            for n, promise in zip(share.numbers, promised, strict=True)
-        }
+        shared_out = (
+            zip(share.numbers, promised, strict=True) for share, promised in zip(by_account, found, strict=True)
+        )
+        promises = dict(chain.from_iterable(shared_out))
         return [promises[n] for n in range(len(places))]
 
     @contextmanager
@@ -187,7 +184,7 @@ class Submitter:
         excess = depth + more - self.max_queue_depth
         if excess <= 0:
             return
-        [[gone]] = self._estimate([(standing, [Place(max(1, min(excess, depth)), State.QUEUED, 0.0)])], now)
+        [[gone]] = self._estimate([(standing, [Place(max(1, min(excess, depth)))])], now)
         wait_s = (gone.at - now).total_seconds() if gone.at else gone.next_token_s
         raise QueueFull(account_id, depth, self.max_queue_depth, max(1.0, wait_s), more=more)
 
@@ -261,8 +258,9 @@ def check_reuse(first_use: Accepted, fingerprint: str) -> None:
         raise KeyReused("This Idempotency-Key was used before with another body; use a new key for a new message")
 
 
-def _blocked_by(promise: Estimate, *, held: bool) -> BlockedBy | None:
-    return BlockedBy.ORDERING if held and promise.blocked_by in (None, BlockedBy.RATE) else promise.blocked_by
+def _behind_another(promise: Estimate) -> BlockedBy:
+    """What blocks a held message; the estimate did not know yet that it would be one."""
+    return BlockedBy.ORDERING if promise.blocked_by in (None, BlockedBy.RATE) else promise.blocked_by
 
 
 def _done_at(receipts: Iterable[Receipt]) -> datetime | None:
