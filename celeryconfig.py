@@ -32,6 +32,8 @@ broker_connection_max_retries = None
 broker_heartbeat = 10  # s, with RabbitMQ: a worker notices within two of them that the broker's machine is gone
 broker_transport_options = {
     # of Redis
+    "ack_emulation": False,  # what a worker has fetched is kept in its memory only: six commands fewer for each task
+    "priority_steps": [0],
     "socket_keepalive": True,
     "socket_timeout": 10,
     "socket_connect_timeout": 5,

@@ -13,6 +13,7 @@ import threading
 import psycopg
 
 from ratelimit import TokensUnavailable
+from workers.store.glance import LIVING
 from workers.store.session import SERVER_TCP, TCP, Database
 from workers.telemetry import logger
 from workers.wakeups import Wakeups
@@ -23,19 +24,13 @@ BEAT_S = 1.0
 RETRY_S = 0.2
 """How often a process without its lock tries to take it: faster than the others call it dead."""
 ALIVE_FOR_S = 5.0
+
 log = logger(__name__)
-
-
-_LIVING = """
-SELECT objid::int AS number FROM pg_locks
-WHERE locktype = 'advisory' AND classid = %(lock_class)s AND objsubid = 2 AND granted
-  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-"""
 
 
 def living(db: Database) -> frozenset[int]:
     """The numbers of the workers and pacers that hold their locks."""
-    return frozenset(row["number"] for row in db.all(_LIVING, {"lock_class": LOCK_CLASS}))
+    return frozenset(row["number"] for row in db.all(LIVING, {"lock_class": LOCK_CLASS}))
 
 
 class Presence:

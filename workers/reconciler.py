@@ -12,8 +12,9 @@ from ratelimit import TokensUnavailable
 from workers.bootstrap import Adapters
 from workers.clock import monotonic_s
 from workers.domain.errors import StoreUnavailable
-from workers.services.recovery import DEAD_FOR_S, Departures, expire, rebuild_tokens, wake_overlooked
+from workers.services.recovery import DEAD_FOR_S, Departures, Overlooked, expire, look, rebuild_tokens
 from workers.store import accounts, audit, messages
+from workers.store.glance import Glance
 from workers.telemetry import logger
 
 PERIOD_S = 1.0
@@ -41,6 +42,8 @@ class Reconciler:
         self._verify = verify
         self._rescuer = adapters.rescuer()
         self._departures = Departures(adapters.db, adapters.wakeups)
+        self._overlooked = Overlooked(adapters.db, adapters.tokens, adapters.wakeups, adapters.settings.rate_limit)
+        self._seen: Glance | None = None
         self._stopping = threading.Event()
         self._chores_s = self._overlooked_s = self._hurry_until_s = 0.0
         self._rounds = -1
@@ -52,15 +55,15 @@ class Reconciler:
         a = self._a
         steps: dict[str, Callable[[], int]] = {
             "tokens_rebuilt": self._rebuild,
-            "gone": self._note_gone,
-            "rescued": self._rescuer.rescue,
-            "expired": lambda: expire(a.db, a.wakeups),
+            "gone": self._look,
+            "rescued": lambda: self._rescuer.rescue(self._seen),
+            "expired": self._expire,
             "woken": self._wake_forgotten,
             "verifying": self._have_verified,
         }
         if monotonic_s() - self._overlooked_s > OVERLOOKED_S:
             self._overlooked_s = monotonic_s()
-            steps["overlooked"] = lambda: wake_overlooked(a.db, a.tokens, a.wakeups, a.settings.rate_limit)
+            steps["overlooked"] = self._overlooked.wake
         if monotonic_s() - self._chores_s > CHORES_S:
             self._chores_s = monotonic_s()
             self._more_to_prune = True
@@ -109,9 +112,9 @@ class Reconciler:
         """
         a = self._a
         self._rounds += 1
-        written = messages.latest_transaction(a.db)
+        written = self._seen.written if self._seen else None
         by_name = not self._rounds % BY_NAME_EVERY or a.wakeups.broker_is_away()
-        if not by_name and written == self._in_order_at:
+        if not by_name and written is not None and written == self._in_order_at:
             return 0
         if by_name or messages.count_accounts_waiting(a.db) > a.wakeups.count():
             woken = a.wakeups.wake_all(messages.accounts_waiting(a.db))
@@ -138,14 +141,26 @@ class Reconciler:
         self._more_to_prune = PRUNED_AT_ONCE in (pruned, forgotten)
         return pruned + forgotten
 
-    def _note_gone(self) -> int:
-        gone = self._departures.notice()
+    def _look(self) -> int:
+        """One question for most steps of a round: where it says that there is nothing to do, they ask no more. Should
+        it get no answer, each asks for itself."""
+        self._seen = None
+        self._seen = look(self._a.db)
+        return self._note_gone(self._seen.living)
+
+    def _note_gone(self, present: frozenset[int] | None = None) -> int:
+        gone = self._departures.notice(present)
         if gone:
             self._rounds = -1  # whatever they had in hand is forgotten: go by name
         return gone
 
+    def _expire(self) -> int:
+        if self._seen and not self._seen.past_expiry:
+            return 0
+        return expire(self._a.db, self._a.wakeups)
+
     def _have_verified(self) -> int:
-        if not messages.lookups_due(self._a.db) or not self._a.wakeups.alive("worker"):
+        if (self._seen and not self._seen.lookups_due) or not self._a.wakeups.alive("worker"):
             return 0
         if not self._a.wakeups.may_verify(VERIFY_EVERY_S):
             return 0

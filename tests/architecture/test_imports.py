@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "workers.encoding": "",
     "workers.channels": "workers.domain workers.clock",
     "workers.wakeups": "workers.telemetry ratelimit",
-    "workers.presence": "workers.store.session workers.wakeups workers.telemetry ratelimit",
+    "workers.presence": "workers.store.session workers.store.glance workers.wakeups workers.telemetry ratelimit",
     # what knows nobody
     "workers.settings": "workers.domain workers.credentials ratelimit",
     "workers.tracing": "workers.settings",

@@ -1,13 +1,17 @@
 """A running Paceline, filled and watched."""
 
-import secrets
 import time
 from collections.abc import Iterable
 from typing import Any
 
+import psycopg
+from sqlalchemy import make_url
+from ulid import ULID
+
 from deploy.stack import Stack
 from tests.bench.processes import cpu_s
 from workers.bootstrap import build
+from workers.store.messages import fold_tallies
 
 _ACCOUNTS = """
 INSERT INTO accounts (id, limits) SELECT 'account-' || n, %(limits)s FROM generate_series(0, %(accounts)s - 1) AS n
@@ -53,15 +57,20 @@ class Ours:
         self._adapters.redis.delete(*(f"paceline:{{{account}}}:uses" for account in self._accounts))
 
     def fill(self, messages: int) -> str:
-        """The nth message goes out from the nth account, round and round. Returns what their ids begin with."""
-        run = secrets.token_hex(4)
+        """The nth message goes out from the nth account, round and round. Returns what their ids begin with: the time,
+        as of those that the API takes in, which is how the reconciler finds old ones."""
+        run = f"msg_{ULID()}"
         self._adapters.db.all(_FILL, {"run": run, "messages": messages, "accounts": len(self._accounts)})
         return run
 
     def tidy(self) -> None:
-        """Do now what autovacuum would do in the middle of a measurement."""
-        for table in ("messages", "attempts", "tallies"):
-            self._adapters.db.all(f"VACUUM ANALYZE {table}")
+        """Do now what autovacuum and the reconciler's chores would do in the middle of a measurement, in all databases
+        of its server: those that come with a new one have never been analyzed either."""
+        fold_tallies(self._adapters.db)
+        for row in self._adapters.db.all("SELECT datname FROM pg_database WHERE datallowconn"):
+            url = make_url(self.stack.settings.database_url).set(database=row["datname"])
+            with psycopg.connect(url.render_as_string(hide_password=False), autocommit=True) as database:
+                database.execute("VACUUM ANALYZE")
 
     def await_ready(self, within_s: float = 30) -> None:
         """Until its processes have found their servers again."""

@@ -177,8 +177,8 @@ class Forgetful:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._db, name)
 
-    def transaction(self, work: Callable[[Any], Any]) -> Any:
-        done = self._db.transaction(work)
+    def single(self, work: Callable[[Any], Any]) -> Any:
+        done = self._db.single(work)
         claims = done[1] if isinstance(done, tuple) else []
         if self._recipient_id in {claim.recipient_id for claim in claims} and not self.happened.is_set():
             self.happened.set()

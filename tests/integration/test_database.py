@@ -20,7 +20,7 @@ from workers.bootstrap import Adapters
 from workers.domain.errors import StoreUnavailable
 from workers.presence import LOCK_CLASS, Presence, living
 from workers.services.submit import Receipt
-from workers.store import messages, queries, session
+from workers.store import queries, session
 from workers.store.session import Connection, Database
 
 Submit = Callable[..., Receipt]
@@ -305,87 +305,4 @@ def test_the_oldest_message_is_looked_for_only_where_one_is_queued(adapters: Ada
     ages = queries.oldest_ages_s(adapters.db)
     assert list(ages) == ["default"]
     assert ages["default"] == pytest.approx(60, abs=5)
-    assert buffers(plan_of(adapters, queries._OLDEST)) < 100
-
-
-def fill(adapters: Adapters, rows: int) -> None:
-    """Messages of one account, in one state, of one priority, that expire soon."""
-    insert = """
-        INSERT INTO messages (id, account_id, recipient_id, priority, state, content, due_at, expires_at)
-        SELECT 'msg_' || n, 'default', 'fan-' || n, 5, 'queued', '', now(), now() + interval '1 day'
-        FROM generate_series(1, %(rows)s) n"""
-    adapters.db.all(insert, {"rows": rows})
-    adapters.db.all("ANALYZE messages")
-
-
-def generic_plan_of(database: Database, sql: str, **types: str) -> str:
-    """How it is planned for whatever parameters may come, as the pool's connections have it."""
-    numbered = re.sub(r"%\((\w+)\)s", lambda found: f"${list(types).index(found[1]) + 1}", sql)
-    with psycopg.connect(database.url, options=session._OPTIONS) as connection:
-        named, given = (f"({', '.join(words)})" if types else "" for words in (types.values(), ["NULL"] * len(types)))
-        connection.execute(f"PREPARE asked {named} AS {numbered}")
-        rows = connection.execute(f"EXPLAIN EXECUTE asked {given}").fetchall()
-        return "\n".join(row[0] for row in rows)
-
-
-@pytest.mark.parametrize("rows", [0, 50_000])
-@pytest.mark.parametrize(
-    ("sql", "types"),
-    [
-        (
-            messages._CLAIM_NEXT,
-            {"account_id": "text", "want": "bigint", "tokens": "text[]", "worker": "int", "lease_s": "float8"},
-        ),
-        (messages._CLAIM_LOOKUPS, {"want": "bigint", "lease_s": "float8"}),
-        (messages._EXPIRE, {"want": "bigint"}),
-        (messages._PRUNE, {"before_id": "text", "older_than_s": "float8", "most": "bigint"}),
-        (
-            messages._MARK_SENT,
-            {
-                "ids": "text[]", "attempts": "int[]", "upstream_ids": "text[]", "statuses": "int[]",
-                "latencies": "int[]", "tokens": "text[]",
-            },
-        ),
-        (messages._ELECT_HEADS, {"accounts": "text[]", "recipients": "text[]", "priorities": "smallint[]"}),
-        (
-            messages._ACCEPT_MANY,
-            {
-                "by_subject": "text", "key": "text", "fingerprint": "text", "last_to_go": "text", "messages": "json",
-                "by_request_id": "text", "by_traceparent": "text", "by_role": "text",
-            },
-        ),
-        (messages._ADMIT_DUE, {"account_id": "text"}),
-        (messages._NEXT_DUE, {"account_id": "text"}),
-    ],
-    ids=[
-        "claim_next", "claim_lookups", "expire", "prune", "mark_sent", "elect_heads", "accept_many", "admit_due",
-        "next_due",
-    ],
-)  # fmt: skip
-def test_no_backlog_makes_a_statement_read_the_whole_table(
-    adapters: Adapters, sql: str, types: dict[str, str], rows: int
-) -> None:
-    """Nor one planned while there was none; nor a table of which nearly all belong to one account, in one state, are of
-    one priority and expire soon."""
-    fill(adapters, rows)
-    plan = generic_plan_of(adapters.db, sql, **types)
-    assert "Seq Scan on messages" not in plan, plan
-
-
-@pytest.mark.parametrize("rows", [0, 50_000])
-@pytest.mark.parametrize(
-    ("sql", "types"),
-    [
-        (messages._ORPHANS, {"grace_s": "float8", "lock_class": "int", "want": "bigint"}),
-        (messages._VERIFY_EXPIRED, {}),
-        (messages._EXPIRE, {"want": "bigint"}),
-    ],
-    ids=["orphans", "verify_expired", "expire"],
-)
-def test_what_is_asked_every_second_does_not_walk_through_all_that_is_queued(
-    adapters: Adapters, sql: str, types: dict[str, str], rows: int
-) -> None:
-    fill(adapters, rows)
-    plan = generic_plan_of(adapters.db, sql, **types)
-    assert "ix_messages_claim" not in plan, plan
-    assert "uq_messages_head" not in plan, plan
+    assert buffers(plan_of(adapters, queries._OLDEST, scope=None)) < 100

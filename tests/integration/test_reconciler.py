@@ -1,8 +1,9 @@
 """The reconciler's rounds: what Redis has forgotten is repeated, what is over and old is forgotten."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import psycopg
 import pytest
@@ -11,11 +12,13 @@ from ulid import ULID
 from ratelimit import Limits
 from workers import reconciler
 from workers.bootstrap import Adapters
+from workers.domain.errors import StoreUnavailable
 from workers.domain.state import OVER, State
 from workers.reconciler import Reconciler
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
 from workers.store import accounts, messages
+from workers.store.session import Connection, Row
 
 Submit = Callable[..., Receipt]
 DAY_S = 86_400.0
@@ -83,6 +86,53 @@ def test_one_paused_until_later_does_not_hide_another_without_its_wake_up(
     submit()
     adapters.wakeups.take_due()  # by a pacer that dies
     assert rounds.tick()["woken"] == 1
+
+
+# --- how much is asked
+
+
+@pytest.fixture
+def statements(adapters: Adapters, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows by everything that PostgreSQL is asked."""
+    asked: list[str] = []
+    execute = Connection.all
+
+    def noted(self: Connection, sql: str, params: Mapping[str, Any] | None = None) -> list[Row]:
+        asked.append(sql)
+        return execute(self, sql, params)
+
+    monkeypatch.setattr(Connection, "all", noted)
+    return asked
+
+
+def test_while_nothing_is_out_of_order_a_round_is_one_question(
+    adapters: Adapters, rounds: Reconciler, submit: Submit, statements: list[str]
+) -> None:
+    submit()
+    for _ in range(2):
+        rounds.tick()
+    del statements[:]
+    rounds.tick()
+    assert len(statements) == 1
+
+
+def test_each_step_asks_for_itself_when_the_one_question_gets_no_answer(
+    adapters: Adapters, rounds: Reconciler, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds.tick()
+
+    def unanswered(_: object) -> None:
+        raise StoreUnavailable("PostgreSQL did not answer: canceling statement due to statement timeout")
+
+    monkeypatch.setattr(reconciler, "look", unanswered)
+    for recipient in ("fan-1", "fan-2"):
+        submit(recipient, expires_at=datetime.now(UTC) + timedelta(hours=1))
+    adapters.db.all("UPDATE messages SET expires_at = now() WHERE recipient_id = 'fan-1'")
+    adapters.wakeups.take_due()  # by a pacer that dies
+    found = rounds.tick()
+    assert (found["gone"], found["expired"]) == (0, 1)
+    adapters.wakeups.take_due()
+    assert [rounds.tick()["woken"] for _ in range(2)] == [1, 0]
 
 
 # --- what is over and old

@@ -5,7 +5,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,7 +15,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from deploy.sandbox import Fault, Sandbox
-from ratelimit import TokensUnavailable
+from ratelimit import Limits, TokensUnavailable, View
 from ratelimit.tokens import START_WITHIN_S
 from tests.conftest import ALICE
 from workers.bootstrap import Adapters
@@ -32,6 +32,7 @@ from workers.services.recovery import (
     DEAD_WHEN_BACK_S,
     LOOKUPS,
     Departures,
+    Overlooked,
     expire,
     rebuild_tokens,
     verify,
@@ -289,6 +290,101 @@ def test_a_claim_made_while_the_books_are_read_is_void(adapters: Adapters, submi
     assert found[0]["state"] == "queued"
 
 
+# --- overlooked
+
+
+@pytest.fixture
+def viewed(adapters: Adapters, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows by every account whose tokens are looked at."""
+    seen: list[str] = []
+    views = adapters.tokens.views
+
+    def noted(wanted: Sequence[tuple[str, Limits]]) -> list[View]:
+        seen.extend(account_id for account_id, _ in wanted)
+        return views(wanted)
+
+    monkeypatch.setattr(adapters.tokens, "views", noted)
+    return seen
+
+
+@pytest.fixture
+def overlooked(adapters: Adapters) -> Overlooked:
+    return Overlooked(adapters.db, adapters.tokens, adapters.wakeups, adapters.settings.rate_limit)
+
+
+def sleeps_on(adapters: Adapters, submit: Submit) -> None:
+    """A message is due, and the account's wake-up is an hour too late."""
+    submit()
+    adapters.wakeups.take_due()
+    adapters.wakeups.publish_again()
+    adapters.wakeups.wake("default", 3600)
+
+
+def use_up(adapters: Adapters, limits: Limits) -> None:
+    grant = adapters.tokens.borrow("default", limits, want=limits.most_at_once, lease_s=13)
+    adapters.tokens.give_back("default", limits, grant.tokens)
+
+
+def test_an_account_with_a_token_free_and_a_late_wake_up_is_woken(
+    adapters: Adapters, overlooked: Overlooked, submit: Submit
+) -> None:
+    sleeps_on(adapters, submit)
+    assert overlooked.wake() == 1
+    assert adapters.wakeups.take_due().accounts == ("default",)
+
+
+def test_an_account_without_a_token_is_not_looked_at_again_before_there_can_be_one(
+    adapters: Adapters, overlooked: Overlooked, submit: Submit, viewed: list[str]
+) -> None:
+    limits = Limits.parse("3/2s")
+    accounts.put(adapters.db, "default", limits=limits)
+    sleeps_on(adapters, submit)
+    use_up(adapters, limits)
+    used_s = time.monotonic()
+    del viewed[:]
+    assert [overlooked.wake() for _ in range(3)] == [0, 0, 0]
+    assert viewed == ["default"]
+    time.sleep(used_s + 2.01 - time.monotonic())
+    assert overlooked.wake() == 1
+
+
+def test_a_new_limit_is_looked_at_at_once(adapters: Adapters, overlooked: Overlooked, submit: Submit) -> None:
+    limits = Limits.parse("3/hour")
+    accounts.put(adapters.db, "default", limits=limits)
+    sleeps_on(adapters, submit)
+    use_up(adapters, limits)
+    assert overlooked.wake() == 0
+    accounts.put(adapters.db, "default", limits=Limits.parse("4/hour"))
+    assert overlooked.wake() == 1
+
+
+def test_a_loan_may_be_refunded_at_any_time(adapters: Adapters, overlooked: Overlooked, submit: Submit) -> None:
+    limits = Limits.parse("3/hour")
+    accounts.put(adapters.db, "default", limits=limits)
+    sleeps_on(adapters, submit)
+    grant = adapters.tokens.borrow("default", limits, want=3, lease_s=13)
+    adapters.tokens.give_back("default", limits, grant.tokens[:2])
+    assert overlooked.wake() == 0
+    adapters.tokens.refund("default", limits, grant.tokens[2:])
+    assert overlooked.wake() == 1
+
+
+def test_who_may_not_send_is_not_looked_at(
+    adapters: Adapters, overlooked: Overlooked, submit: Submit, viewed: list[str]
+) -> None:
+    sleeps_on(adapters, submit)
+    del viewed[:]
+    accounts.pause(adapters.db, "default", "holiday")
+    overlooked.wake()
+    accounts.resume(adapters.db, "default")
+    accounts.cool_down(adapters.db, "default", 60)
+    overlooked.wake()
+    assert viewed == []
+
+
+# --- past their expiresAt
+
+
 def test_expired_messages_are_closed_and_make_way(adapters: Adapters, submit: Submit) -> None:
     first = submit("fan-1", expires_at=datetime.now(UTC) + timedelta(hours=1))
     second = submit("fan-1")
@@ -495,7 +591,12 @@ class Forgetful:
         return getattr(self._db, name)
 
     def transaction(self, work):  # type: ignore[no-untyped-def]
-        done = self._db.transaction(work)
+        return self._forget(self._db.transaction(work))
+
+    def single(self, work):  # type: ignore[no-untyped-def]
+        return self._forget(self._db.single(work))
+
+    def _forget(self, done):  # type: ignore[no-untyped-def]
         if self._chance.random() < 1 / 3:
             raise StoreUnavailable("committed, but who knows")
         return done
@@ -534,12 +635,19 @@ class Blinking:
         return getattr(self._db, name)
 
     def transaction(self, work):  # type: ignore[no-untyped-def]
+        self._blink()
+        return self._db.transaction(work)
+
+    def single(self, work):  # type: ignore[no-untyped-def]
+        self._blink()
+        return self._db.single(work)
+
+    def _blink(self) -> None:
         if self.good:
             self.good -= 1
         elif self.bad:
             self.bad -= 1
             raise StoreUnavailable("blinking")
-        return self._db.transaction(work)
 
 
 def test_answers_are_recorded_though_the_store_blinks_while_requests_are_out(
@@ -547,7 +655,7 @@ def test_answers_are_recorded_though_the_store_blinks_while_requests_are_out(
 ) -> None:
     upstream.latency_ms = 400
     receipt = submit()
-    blinking = Blinking(adapters.db, good=2, bad=6)  # admitted and claimed; then the look for new messages fails
+    blinking = Blinking(adapters.db, good=1, bad=6)  # claimed; then the look for new messages fails
     dispatcher = replace(adapters.dispatcher(worker=1), db=blinking)  # type: ignore[arg-type]
     dispatcher.drain("default")
     assert state(adapters, receipt) == "sent"

@@ -1,7 +1,6 @@
 """Wake-ups on a real Valkey. Most tests stop its clock; where a test sleeps, it is the server that is asked to."""
 
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import redis
 
 from ratelimit import TokensUnavailable, connect
 from workers.bootstrap import Adapters
-from workers.wakeups import DRAIN_LEASE_S, EXPECTED_LATENCY_S, PUBLISHED_FOR_S, Wakeups
+from workers.wakeups import DRAIN_LEASE_S, EXPECTED_LATENCY_S, PUBLISHED_FOR_S, Nudges, Wakeups
 
 A_MOMENT_S = 0.000_001
 _START_S = 1_800_000_000
@@ -59,9 +58,22 @@ def taken(wakeups: Wakeups, most: int = 500) -> tuple[str, ...]:
     return wakeups.take_due(most).accounts
 
 
-def nudged(wakeups: Wakeups) -> bool:
+@pytest.fixture
+def nudges(wakeups: Wakeups) -> Nudges:
+    """Heard from now on."""
+    return listening(wakeups)
+
+
+def listening(wakeups: Wakeups) -> Nudges:
+    nudges = wakeups.listen()
+    while nudges.wait(0.1):
+        pass
+    return nudges
+
+
+def nudged(nudges: Nudges) -> bool:
     """Whether a pacer asleep would have been woken."""
-    return wakeups.await_nudge(0)
+    return nudges.wait(0.05)
 
 
 # --- wake and take
@@ -188,12 +200,12 @@ def test_as_many_drains_as_there_are_places(wakeups: Wakeups) -> None:
     assert wakeups.begin_drain("b", "drain-4", most=2)
 
 
-def test_a_refused_drain_has_the_account_looked_at_when_a_place_is_free(wakeups: Wakeups) -> None:
+def test_a_refused_drain_has_the_account_looked_at_when_a_place_is_free(wakeups: Wakeups, nudges: Nudges) -> None:
     wakeups.begin_drain("a", "drain-1", most=1)
     assert not wakeups.begin_drain("a", "drain-2", most=1)
     assert taken(wakeups) == ()  # nobody polls meanwhile
     wakeups.end_drain("a", "drain-1")
-    assert nudged(wakeups)
+    assert nudged(nudges)
     assert taken(wakeups) == ("a",)
 
 
@@ -201,6 +213,23 @@ def test_a_drain_that_ends_without_having_been_in_the_way_wakes_nobody(wakeups: 
     wakeups.begin_drain("a", "drain-1", most=1)
     wakeups.end_drain("a", "drain-1")
     assert taken(wakeups) == ()
+
+
+def test_a_drain_that_ends_leaves_a_wake_up(wakeups: Wakeups, nudges: Nudges) -> None:
+    wakeups.end_drain("a", "drain-1", next_s=10)
+    assert nudged(nudges)
+    assert wakeups.take_due().next_s == 10
+    wakeups.end_drain("a", "drain-2", next_s=20)
+    wakeups.end_drain("a", "drain-3")
+    assert wakeups.take_due().next_s == 10
+    assert not nudged(nudges)
+
+
+def test_a_refused_drain_comes_before_what_the_other_leaves(wakeups: Wakeups) -> None:
+    wakeups.begin_drain("a", "drain-1", most=1)
+    assert not wakeups.begin_drain("a", "drain-2", most=1)
+    wakeups.end_drain("a", "drain-1", next_s=10)
+    assert taken(wakeups) == ("a",)
 
 
 def test_a_refused_drain_does_not_put_off_an_earlier_wake_up(wakeups: Wakeups) -> None:
@@ -282,38 +311,53 @@ def test_nobody_to_wake(wakeups: Wakeups) -> None:
 # --- nudges
 
 
-def test_a_wake_up_earlier_than_all_others_nudges(wakeups: Wakeups) -> None:
+def test_a_wake_up_earlier_than_all_others_nudges(wakeups: Wakeups, nudges: Nudges) -> None:
     wakeups.wake("a", 10)
-    assert nudged(wakeups)
+    assert nudged(nudges)
     wakeups.wake("b", 20)
-    assert not nudged(wakeups)
+    assert not nudged(nudges)
     wakeups.wake("c", 5)
-    assert nudged(wakeups)
+    assert nudged(nudges)
     wakeups.wake("c", 7)
-    assert not nudged(wakeups)
+    assert not nudged(nudges)
 
 
-def test_nudges_do_not_pile_up(wakeups: Wakeups) -> None:
+def test_nudges_do_not_pile_up(wakeups: Wakeups, nudges: Nudges) -> None:
     for n in range(100, 0, -1):
         wakeups.wake(f"account-{n}", n)
-    assert [nudged(wakeups) for _ in range(4)] == [True, True, False, False]
+    assert nudged(nudges)
+    nudged(nudges)  # the last of them may have been on its way still
+    assert not nudged(nudges)
+
+
+def test_every_pacer_hears(wakeups: Wakeups, nudges: Nudges) -> None:
+    """One of them may be dead, or busy."""
+    other = listening(wakeups)
+    wakeups.wake("a")
+    assert nudged(nudges)
+    assert nudged(other)
 
 
 def test_a_sleeping_pacer_is_woken(adapters: Adapters) -> None:
-    """For real. The server tells when it has put the sleeper to sleep."""
     woken: list[bool] = []
-    sleeper = threading.Thread(target=lambda: woken.append(adapters.wakeups.await_nudge(1.5)))
+    nudges = listening(adapters.wakeups)
+    sleeper = threading.Thread(target=lambda: woken.append(nudges.wait(1.5)))
     sleeper.start()
-    deadline_s = time.monotonic() + 1.0
-    while not adapters.redis.info("clients")["blocked_clients"] and time.monotonic() < deadline_s:
-        time.sleep(0.005)
     adapters.wakeups.wake("a")
     sleeper.join()
     assert woken == [True]
 
 
 def test_a_pacer_that_nobody_nudges_wakes_by_itself(adapters: Adapters) -> None:
-    assert not adapters.wakeups.await_nudge(0.05)
+    assert not listening(adapters.wakeups).wait(0.05)
+
+
+def test_a_pacer_whose_connection_died_hears_again(adapters: Adapters) -> None:
+    nudges = listening(adapters.wakeups)
+    adapters.redis.client_kill_filter(_type="pubsub")
+    assert not nudges.wait(0.05)
+    adapters.wakeups.wake("a")
+    assert nudged(nudges)
 
 
 # --- signs of life
@@ -349,18 +393,20 @@ def test_the_long_dead_are_forgotten(wakeups: Wakeups, clock: Clock) -> None:
 # --- what people see
 
 
-def test_the_latest_message_of_several_accounts_is_remembered(wakeups: Wakeups) -> None:
+def test_the_latest_message_of_several_accounts_is_remembered(wakeups: Wakeups, clock: Clock) -> None:
     assert wakeups.last_processed_s(["a", "b"]) is None
     assert wakeups.last_processed_s([]) is None
-    wakeups.note_processed("a", 1_000.5, latency_s=0.3)
-    wakeups.note_processed("b", 2_000.25, latency_s=0.4)
-    wakeups.note_processed("other", 9_000, latency_s=0.5)
-    assert wakeups.last_processed_s(["a", "b", "never"]) == 2_000.25
+    for account, at_s in (("a", 10.5), ("b", 20.000_25), ("other", 90)):
+        clock.at(at_s)
+        wakeups.end_drain(account, "drain-1", latency_s=0.3)
+    clock.at(95)
+    wakeups.end_drain("a", "drain-2")  # which found nothing to do
+    assert wakeups.last_processed_s(["a", "b", "never"]) == _START_S + 20.000_25
 
 
 def test_latency_is_the_accounts_own_and_a_guess_at_first(wakeups: Wakeups) -> None:
     assert wakeups.latency_s("a") == EXPECTED_LATENCY_S
-    wakeups.note_processed("a", 1_000, latency_s=0.75)
+    wakeups.end_drain("a", "drain-1", latency_s=0.75)
     assert wakeups.latency_s("a") == 0.75
     assert wakeups.latency_s("b") == EXPECTED_LATENCY_S
 
@@ -383,10 +429,9 @@ def test_no_answer_is_tokens_unavailable(tmp_path: Path) -> None:
         lambda: wakeups.wake("a"),
         lambda: wakeups.wake_all(["a"]),
         lambda: wakeups.take_due(),
-        lambda: wakeups.await_nudge(1),
+        lambda: wakeups.listen().wait(1),
         lambda: wakeups.begin_drain("a", "drain-1", most=1),
         lambda: wakeups.end_drain("a", "drain-1"),
-        lambda: wakeups.note_processed("a", 1_000, 0.1),
         lambda: wakeups.latency_s("a"),
         lambda: wakeups.beat("worker", "1", 5),
         lambda: wakeups.alive("worker"),

@@ -1,5 +1,9 @@
 """The arithmetic of the benchmarks: a table that is wrong is worse than none."""
 
+import os
+import subprocess
+import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,9 +15,11 @@ from tests.bench.benchmark import SUBJECT, Row, evaluate, failed, percentile, ra
 from tests.bench.compare import damage_of, pace_of
 from tests.bench.judge import Arrival
 from tests.bench.lateness import lateness_s, times_by_account
+from tests.bench.processes import cpu_s
 from tests.bench.report import cells, markdown, number, write
 from tests.bench.runner import play
 from tests.bench.timing import alternately, together
+from tests.bench.waiting import sliding
 
 FASTER = Row("send", "by hand", "messages/s", at_least=1.5)
 SMALLER = Row("wait", "idle", "ms", figure="p50", at_most=1.2)
@@ -114,6 +120,16 @@ def test_sides_measured_together_are_watched_once_a_round() -> None:
     assert [(round_["a"]["cpu"], round_["b"]["cpu"]) for round_ in found] == [(1, 10), (2, 20)]
 
 
+def test_each_look_at_who_waits_covers_several_steps_and_is_one_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that only sleeping moves; 1 CPU second in the first 10, 2 in the second, and so on."""
+    now_s = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(time, "sleep", lambda s: now_s.append(now_s.pop() + s))
+    look = sliding({"a": lambda: sum(range(int(now_s[0] / 10) + 1))}, 10, steps=3)
+    assert [look()["a"]["cpu"] for _ in range(3)] == pytest.approx([6000 / 30, 9000 / 30, 12000 / 30])
+    assert now_s == [50]
+
+
 def test_a_call_may_say_itself_how_long_it_took() -> None:
     assert alternately({"a": lambda: 0.25}, 2, each=3) == {"a": [0.25, 0.25]}
 
@@ -146,6 +162,16 @@ def test_pace_sees_refused_requests_in_the_window() -> None:
     pace = pace_of(entries)
     assert (pace.worst_window, pace.throttled) == (11, 1)
     assert pace.late_p50_s == pytest.approx(0.2)
+
+
+def test_cpu_time_is_told_in_less_than_ticks_and_with_what_has_ended() -> None:
+    mine = [os.getpid()]
+    before = cpu_s(mine)
+    while (between := cpu_s(mine)) == before:
+        pass
+    assert between - before < 0.01
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.2: pass"], check=True)
+    assert cpu_s(mine) - between > 0.19
 
 
 @pytest.mark.parametrize(("value", "shown"), [(1234.5, "1,234"), (12.345, "12.3"), (0.01234, "0.0123")])

@@ -113,13 +113,9 @@ class Dispatcher:
         drain = _Drain(self, account, limits, drain_id)
         try:
             drain.unlock()
-            messages.admit_due(self.db, account_id)
-            report = drain.run(messages.count_queued(self.db, account_id))
+            return drain.run(messages.count_queued(self.db, account_id))
         finally:
             drain.leave()
-        if report.next_s is not None:
-            self.wakeups.wake(account_id, report.next_s)
-        return report
 
 
 def drain_name(worker: int) -> str:
@@ -163,7 +159,7 @@ class _Drain:
         finished: list[Settlement] = []
         while True:
             borrowed_s = monotonic_s()
-            want = self._wish() if self._denied_for_s() <= 0 else 0
+            want = self._wish(len(finished)) if self._denied_for_s() <= 0 else 0
             self._places = self._.senders.take(want, newcomer=not self._out)
             self._crowded = self._places < want
             tokens, free_s = self._trade_tokens(self._places)
@@ -178,25 +174,25 @@ class _Drain:
         return self._report
 
     def leave(self) -> None:
-        """Give back what is still in hand and make room. Redis being away, both end by themselves in time."""
+        """Give back what is still in hand, make room, and leave a wake-up for when there is more to do. Redis being
+        away, all of it comes about by itself in time."""
         self._.senders.release(self._places)
         self._places = 0
         try:
             if self._returned or self._refunded:
                 self._trade_tokens(0)
-            self._give_place_up()
-            if self._report.settled:
-                latency_s = self._.latency_s.get(self._account.id, 0.0)
-                self._.wakeups.note_processed(self._account.id, time.time(), latency_s)
+            latency_s = self._.latency_s.get(self._account.id, 0.0) if self._report.settled else None
+            self._.wakeups.end_drain(self._account.id, self._id, next_s=self._report.next_s, latency_s=latency_s)
         except TokensUnavailable as error:
             log.warning("drain_left_without_redis", account_id=self._account.id, error=str(error))
 
-    def _wish(self) -> int:
+    def _wish(self, answered: int = 0) -> int:
         """How many tokens this drain could use: as many as there may be messages, and no more. A token borrowed in vain
-        is refunded soon, but meanwhile it is missing in every forecast."""
+        is refunded soon, but meanwhile it is missing in every forecast. What has just been answered may make way for as
+        many others in line."""
         if self._.stopping.is_set() or self._time_is_up():
             return 0
-        return min(BATCH, WIDTH - len(self._out), self._claimable)
+        return min(BATCH, WIDTH - len(self._out), max(self._claimable, answered))
 
     def _denied_for_s(self) -> float:
         """How long there is no use in asking for tokens; not positive: ask. A denial that hung on a loan of ours was a
@@ -258,7 +254,7 @@ class _Drain:
     def _record_and_claim(self, finished: list[Settlement], tokens: tuple[str, ...]) -> tuple[Settled, list[Claim]]:
         """Record what has ended and claim what comes next, in one COMMIT."""
         if not (finished or tokens):
-            return Settled((), (), ()), []
+            return Settled(), []
 
         def work(c: Connection) -> tuple[Settled, list[Claim]]:
             taken_back = messages.take_back(c, self._unconfirmed, self._.worker)
@@ -276,6 +272,8 @@ class _Drain:
         self._refunded += [token for token in tokens if token not in used]
         if tokens:
             self._claimable = claims[0].queued - len(claims) if len(claims) == len(tokens) else 0
+        else:
+            self._claimable += settled.elected
         return settled, claims
 
     def _say(self, settled: Settled, claims: list[Claim]) -> None:
@@ -291,7 +289,8 @@ class _Drain:
         pause_s = 0.05
         while True:
             try:
-                done = self._.db.transaction(work)
+                only_claims = not (must or self._unconfirmed)
+                done = self._.db.single(work) if only_claims else self._.db.transaction(work)
                 self._unconfirmed = []
                 return done
             except StoreUnavailable as error:
@@ -301,7 +300,7 @@ class _Drain:
                     raise
                 if not must:  # nothing to record yet, but what is out must not be abandoned
                     log.warning("claim_put_off", account_id=self._account.id, error=str(error))
-                    return Settled((), (), ()), []
+                    return Settled(), []
                 log.warning("record_delayed", account_id=self._account.id, error=str(error))
                 time.sleep(pause_s)
                 pause_s = min(pause_s * 2, 1.0)
@@ -341,8 +340,6 @@ class _Drain:
             return []
         while len(answered) < BATCH and not self._answers.empty():
             answered.append(self._answers.get())
-        # Each may have made way for another in its line.
-        self._claimable = max(self._claimable, len(answered))
         return [self._judge(answer) for answer in answered]
 
     def _patience_s(self) -> float:
@@ -390,22 +387,20 @@ class _Drain:
         """Renew the drain's place now and then; give it up when its time is up, for what is out needs none."""
         try:
             if self._placed and self._time_is_up():
-                self._give_place_up()
-                self._.wakeups.wake(self._account.id)
+                self._placed = False
+                self._.wakeups.end_drain(self._account.id, self._id, next_s=0.0)
             elif self._placed and monotonic_s() - self._renewed_s > DRAIN_LEASE_S / 3:
                 self._renewed_s = monotonic_s()
                 self._.wakeups.renew_drain(self._account.id, self._id)
         except TokensUnavailable as error:
             log.warning("place_not_kept", account_id=self._account.id, error=str(error))
 
-    def _give_place_up(self) -> None:
-        if self._placed:
-            self._placed = False
-            self._.wakeups.end_drain(self._account.id, self._id)
-
     def _next_s(self) -> float | None:
         """When the account has something to do again."""
         if self._.stopping.is_set():
             return 0.0  # somebody else goes on
+        denied_s = self._denied_until_s - monotonic_s()
+        if self._claimable and denied_s > 0:
+            return max(denied_s, SOON_S)
         due_s = messages.next_due_s(self._.db, self._account.id)
-        return None if due_s is None else max(due_s, self._denied_until_s - monotonic_s(), SOON_S)
+        return None if due_s is None else max(due_s, denied_s, SOON_S)

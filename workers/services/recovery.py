@@ -6,6 +6,7 @@ may run at once.
     rebuild     tokens that Redis lost, from the books, before any is given out again
     verify      unknown outcomes, in the upstream's history
     expire      waiting messages past their expiresAt
+    Overlooked  accounts whose wake-up is missing or late
 """
 
 import math
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ratelimit import Limits, Tokens, Use
-from ratelimit.tokens import START_WITHIN_S
+from ratelimit.tokens import START_WITHIN_S, View
 from workers import telemetry
 from workers.channels.base import Channel
 from workers.clock import monotonic_s
@@ -26,6 +27,7 @@ from workers.domain.retry import DeadLetterReason, RetryPolicy, ScheduleRetry, b
 from workers.presence import LOCK_CLASS, living
 from workers.services.settle import Settlement, announce, settle
 from workers.store import accounts, messages, queries
+from workers.store.glance import Glance, glance
 from workers.store.session import Connection, Database
 from workers.telemetry import logger
 from workers.wakeups import Wakeups
@@ -38,6 +40,9 @@ once, and takes it again."""
 BACK_FOR_S, DEAD_WHEN_BACK_S = 5.0, 2.0
 """While PostgreSQL has been up for less than the first, or everybody lost their locks less than that ago (it failed
 over to another server), a lock must have been missing for the second: clients wait for a server that has just begun."""
+SURE_FOR_S = 900.0
+"""An account without a token is looked at again after this long at the latest: who slept past the end of a loan may
+still refund it."""
 LOOKUPS = 5
 """Look-ups of one unknown outcome before a person must decide."""
 LOOKUP_TIMEOUT_S = 10.0
@@ -58,12 +63,13 @@ class Rescuer:
     all_lost_s: float = -math.inf
     """When nobody held a lock, last."""
 
-    def rescue(self) -> int:
-        """Settle every orphan as an unknown outcome. Returns how many."""
+    def rescue(self, seen: Glance | None = None) -> int:
+        """Settle every orphan as an unknown outcome. Returns how many. What has just been seen is not asked again."""
         now = monotonic_s()
-        if not living(self.db):  # at least the pacer that this runs in should be there
+        seen = seen or look(self.db)
+        if not seen.living:  # at least the pacer that this runs in should be there
             self.all_lost_s = now
-        orphans = messages.find_orphans(self.db, grace_s=GRACE_S, lock_class=LOCK_CLASS)
+        orphans = messages.find_orphans(self.db, grace_s=GRACE_S, lock_class=LOCK_CLASS) if seen.under_way else []
         missing = {orphan.worker: now - orphan.server_up_s for orphan in orphans}
         self.missing_since_s = {
             worker: max(self.missing_since_s.get(worker, now), since) for worker, since in missing.items()
@@ -114,9 +120,10 @@ class Departures:
     wakeups: Wakeups
     present: frozenset[int] = frozenset()
 
-    def notice(self) -> int:
-        """Returns how many have gone since the last look."""
-        present = living(self.db)
+    def notice(self, present: frozenset[int] | None = None) -> int:
+        """Returns how many have gone since the last look; asks who is here if it is not told."""
+        if present is None:
+            present = living(self.db)
         gone = self.present - present
         if gone:
             self.wakeups.evict(messages.accounts_waiting(self.db), gone)
@@ -124,6 +131,11 @@ class Departures:
             log.info("processes_gone", processes=sorted(gone))
         self.present = present  # not before: should Redis be away, they are noticed again
         return len(gone)
+
+
+def look(db: Database) -> Glance:
+    """Whether there is anything for `Departures`, `Rescuer`, `expire` or `verify` to do."""
+    return glance(db, LOCK_CLASS)
 
 
 def rebuild_tokens(db: Database, tokens: Tokens, default_limits: Limits, pause: Callable[[float], bool | None]) -> int:
@@ -166,19 +178,49 @@ def expire(db: Database, wakeups: Wakeups) -> int:
     return len(gone)
 
 
-def wake_overlooked(db: Database, tokens: Tokens, wakeups: Wakeups, default_limits: Limits) -> int:
-    """Wake accounts that have a message due and a token free. None should need it: a wake-up that came too late or not
-    at all is made good here. Returns how many."""
-    due = accounts.all_of(db, list(queries.oldest_ages_s(db)))
-    sending = [account for account in due if not account.paused_s and not account.cooldown_s]
-    limits = [account.limits or default_limits for account in sending]
-    views = tokens.views([(account.id, limit) for account, limit in zip(sending, limits, strict=True)])
-    overlooked = 0
-    for account, limit, view in zip(sending, limits, views, strict=True):
-        if view.known and not view.cooldown_s and view.available(limit):
-            wakeups.wake(account.id)
-            overlooked += 1
-    return overlooked
+@dataclass(slots=True)
+class Overlooked:
+    """Accounts that have a message due and a token free, and sleep on. There should be none: a wake-up that came too
+    late or not at all is made good here.
+
+    Keeps in mind which accounts have no token, and until when: a use that is over keeps its token for the rest of the
+    period, so there is no point in looking before that. Loans still out may end at any time.
+    """
+
+    db: Database
+    tokens: Tokens
+    wakeups: Wakeups
+    default_limits: Limits
+    spent: dict[str, tuple[Limits, float]] = field(default_factory=dict)
+    """Account -> its limits, and until when (monotonic s) it has no token under them."""
+
+    def wake(self) -> int:
+        """Returns how many it woke."""
+        now = monotonic_s()
+        sending = {id_: limits or self.default_limits for id_, limits in accounts.sending(self.db)}
+        self.spent = {
+            id_: (limits, until_s)
+            for id_, (limits, until_s) in self.spent.items()
+            if until_s > now and sending.get(id_) == limits
+        }
+        possible = [id_ for id_ in sending if id_ not in self.spent]
+        free = []
+        for id_, view in zip(possible, self.tokens.views([(id_, sending[id_]) for id_ in possible]), strict=True):
+            limits = sending[id_]
+            if not view.available(limits):
+                self.spent[id_] = limits, now + min(_spent_for_s(view, limits), SURE_FOR_S)
+            elif view.known and not view.cooldown_s:
+                free.append(id_)
+        overlooked = queries.oldest_ages_s(self.db, free) if free else {}
+        for id_ in overlooked:
+            self.wakeups.wake(id_)
+        return len(overlooked)
+
+
+def _spent_for_s(view: View, limits: Limits) -> float:
+    """For how long (s) no token can come back, even if every loan that is out were given back unused."""
+    over = [end for end in view.uses if end <= 0]
+    return max((over[-limit.count] + limit.period_s for limit in limits if len(over) >= limit.count), default=0.0)
 
 
 def verify(

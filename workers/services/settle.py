@@ -36,9 +36,11 @@ class Settlement:
 class Settled:
     """What the transaction changed: events to count and log once it has committed."""
 
-    settlements: tuple[Settlement, ...]
-    sent: tuple[messages.Sent, ...]
-    stale: tuple[StaleClaim, ...]
+    settlements: tuple[Settlement, ...] = ()
+    sent: tuple[messages.Sent, ...] = ()
+    stale: tuple[StaleClaim, ...] = ()
+    elected: int = 0
+    """Messages that stand first in their lines now that others are sent."""
     taken_back: int = 0
     """Claims undone with it, of which nothing left."""
 
@@ -49,7 +51,7 @@ def settle(c: Connection, settlements: list[Settlement]) -> Settled:
     stale: list[StaleClaim] = []
     accepted = [(s.claim, s.outcome) for s in settlements if isinstance(s.decision, MarkSent)]
     sent = messages.mark_sent(c, accepted)
-    messages.elect_heads(c, [claim.line for claim, _ in accepted])
+    elected = messages.elect_heads(c, [claim.line for claim, _ in accepted])
     in_time = {one.message_id for one in sent}
     for claim, outcome in accepted:
         if claim.message_id not in in_time:
@@ -62,7 +64,7 @@ def settle(c: Connection, settlements: list[Settlement]) -> Settled:
             _settle_one(c, settlement)
         except StaleClaim as error:
             stale.append(error)
-    return Settled(tuple(settlements), tuple(sent), tuple(stale))
+    return Settled(tuple(settlements), tuple(sent), tuple(stale), elected)
 
 
 def _settle_one(c: Connection, settlement: Settlement) -> None:

@@ -51,6 +51,19 @@ def all_of(db: Database, ids: list[str] | None = None) -> list[Account]:
     return [_account(row) for row in db.all(_LIST, {"ids": ids})]
 
 
+_SENDING = """
+SELECT a.id, a.limits FROM tallies t JOIN accounts a ON a.id = t.account_id
+WHERE t.state = 'queued' AND (a.paused_at IS NULL OR a.paused_until <= now())
+  AND (a.cooldown_until IS NULL OR a.cooldown_until <= now())
+GROUP BY a.id HAVING sum(t.n) > 0
+"""
+
+
+def sending(db: Database) -> list[tuple[str, Limits | None]]:
+    """Accounts that have messages in line, and neither a pause nor a cooldown; each with the limits of its own."""
+    return [(row["id"], _limits(row)) for row in db.all(_SENDING)]
+
+
 def limits_in_use(db: Database) -> set[Limits]:
     """The limits that accounts have of their own."""
     rows = db.all("SELECT DISTINCT limits FROM accounts WHERE limits IS NOT NULL")
@@ -200,11 +213,15 @@ def _standing(row: Row) -> Standing:
     return Standing(_account(row), row["depth"], waiting, frozenset(row["tokens"]))
 
 
+def _limits(row: Row) -> Limits | None:
+    return Limits.parse(row["limits"]) if row["limits"] else None
+
+
 def _account(row: Row) -> Account:
     return Account(
         id=row["id"],
         channel=row["channel"],
-        limits=Limits.parse(row["limits"]) if row["limits"] else None,
+        limits=_limits(row),
         sealed_key=row["api_key"],
         display_name=row["display_name"],
         paused_s=row["paused_s"],

@@ -23,7 +23,7 @@ WITH closed AS (
         tries = 0, redriven = %(redriven)s, ended_at = NULL, estimated_at = NULL,
         expires_at = CASE WHEN m.expires_at > statement_timestamp() THEN m.expires_at END,
         request_id = %(by_request_id)s, traceparent = %(by_traceparent)s
-    FROM closed WHERE m.id = closed.message_id AND m.state = 'failed'
+    FROM closed WHERE m.id = closed.message_id AND m.state || '' = 'failed'
     RETURNING m.id, m.account_id, m.recipient_id, m.priority, m.queued_at
 ), noted AS ({_RETRIED})
 SELECT * FROM queued
@@ -53,7 +53,7 @@ WITH closed AS (
     RETURNING message_id
 ), resolved AS (
     UPDATE messages m SET state = 'sent', sent_at = clock_timestamp(), ended_at = clock_timestamp()
-    FROM closed WHERE m.id = closed.message_id AND m.state = 'failed'
+    FROM closed WHERE m.id = closed.message_id AND m.state || '' = 'failed'
     RETURNING m.id, m.account_id
 ), noted AS ({audit.entry(Action.RESOLVE, rows="resolved", message_id="id")})
 SELECT id FROM resolved

@@ -8,9 +8,14 @@ Races closed here:
   `uq_messages_head`, and the loser tries again (`session.is_race`).
 * *A stale claim.* Recording names the attempt's number: a drain whose message was rescued meanwhile changes nothing and
   is told (`StaleClaim`).
+
+Plans are kept, and may have been made, or made again, while nothing waited: every quiet night ends like that. To such a
+plan the partial indexes of waiting messages are empty, and it is as well to read one whole as to look something up; in
+the morning that is every message that waits, for each one claimed. So whoever has a row's id asks for its state in a
+way that no partial index knows (`state || ''`), and who looks for many lines looks for each (LATERAL); a test reads the
+plans (`test_database.py`).
 """
 
-import itertools
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +23,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from psycopg.types.json import Jsonb
+from psycopg.errors import DeadlockDetected, UniqueViolation
+from psycopg.types.json import Json, Jsonb
 from ulid import ULID
 
 from workers.domain.actor import Action, Actor
@@ -28,7 +34,7 @@ from workers.domain.outcome import Outcome
 from workers.domain.retry import DeadLetterReason, DeferralReason
 from workers.encoding import as_json
 from workers.store import audit
-from workers.store.session import Connection, Database, Row
+from workers.store.session import Connection, Database, Row, is_race
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +167,13 @@ WITH key AS (
     SELECT *, row_number() OVER (PARTITION BY account_id, recipient_id, priority, later ORDER BY seq) AS nth
     FROM listed
 ), head AS MATERIALIZED (
-    SELECT new.seq FROM new JOIN messages m USING (account_id, recipient_id, priority)
-    WHERE new.nth = 1 AND NOT new.later AND m.state IN ('queued', 'sending', 'verifying')
+    SELECT new.seq FROM new CROSS JOIN LATERAL (
+        SELECT id FROM messages
+        WHERE account_id = new.account_id AND recipient_id = new.recipient_id AND priority = new.priority
+          AND state IN ('queued', 'sending', 'verifying')
+        LIMIT 1
+    ) found JOIN messages m ON m.id = found.id AND m.state || '' IN ('queued', 'sending', 'verifying')
+    WHERE new.nth = 1 AND NOT new.later
     ORDER BY m.id FOR SHARE OF m
 ), accepted AS (
     INSERT INTO messages (id, seq, account_id, recipient_id, priority, content, media_ids, metadata, batch_id, send_at,
@@ -188,8 +199,13 @@ WITH line AS (
     SELECT DISTINCT account_id, recipient_id, priority
     FROM json_to_recordset(%(messages)s::json) AS line (account_id text, recipient_id text, priority smallint)
 )
-SELECT 1 FROM line JOIN messages m USING (account_id, recipient_id, priority)
-WHERE m.state IN ('queued', 'sending', 'verifying') ORDER BY m.id FOR SHARE OF m
+SELECT 1 FROM line CROSS JOIN LATERAL (
+    SELECT id FROM messages
+    WHERE account_id = line.account_id AND recipient_id = line.recipient_id AND priority = line.priority
+      AND state IN ('queued', 'sending', 'verifying')
+    LIMIT 1
+) found JOIN messages m ON m.id = found.id AND m.state || '' IN ('queued', 'sending', 'verifying')
+ORDER BY m.id FOR SHARE OF m
 """
 
 
@@ -211,20 +227,23 @@ def accept_many(
     Once it has, it first takes hold of the heads that there are, which then stay for as long as it takes.
     """
     params = {
-        "messages": as_json(listed).decode(),
+        "messages": Json(listed, as_json),
         "last_to_go": last_to_go,
         "key": key,
         "fingerprint": fingerprint,
         **audit.by_params(by),
     }
-    races_lost = itertools.count()
 
-    def work(c: Connection) -> Row | None:
-        if next(races_lost):
-            c.all(_HOLD_HEADS, params)
+    def holding_on(c: Connection) -> Row | None:
+        c.all(_HOLD_HEADS, params)
         return c.one(_ACCEPT_MANY, params)
 
-    row = db.transaction(work)
+    try:
+        row = db.one(_ACCEPT_MANY, params)
+    except (DeadlockDetected, UniqueViolation) as error:
+        if not is_race(error):
+            raise
+        row = db.transaction(holding_on)
     if row and row["queued_at"]:
         return AcceptedTogether(row["queued_at"], frozenset(row["held"] or ()))
     first = _first_use(db, by, key)
@@ -249,7 +268,7 @@ WITH due AS (
     WHERE state = 'scheduled' AND account_id = %(account_id)s AND due_at <= now()
     ORDER BY due_at LIMIT 1000 FOR UPDATE SKIP LOCKED
 )
-UPDATE messages m SET state = 'held' FROM due WHERE m.id = due.id AND m.state = 'scheduled'
+UPDATE messages m SET state = 'held' FROM due WHERE m.id = due.id AND m.state || '' = 'scheduled'
 RETURNING m.account_id, m.recipient_id, m.priority
 """
 
@@ -273,10 +292,12 @@ WITH line AS (
     SELECT DISTINCT * FROM unnest(%(accounts)s::text[], %(recipients)s::text[], %(priorities)s::smallint[])
         AS line (account_id, recipient_id, priority)
 ), head AS MATERIALIZED (
-    SELECT m.account_id, m.recipient_id, m.priority
-    FROM messages m JOIN line USING (account_id, recipient_id, priority)
-    WHERE m.state IN ('queued', 'sending', 'verifying')
-    FOR SHARE OF m
+    SELECT line.* FROM line CROSS JOIN LATERAL (
+        SELECT FROM messages m
+        WHERE m.account_id = line.account_id AND m.recipient_id = line.recipient_id AND m.priority = line.priority
+          AND m.state IN ('queued', 'sending', 'verifying')
+        FOR SHARE
+    ) head
 ), first AS (
     SELECT held.id
     FROM line CROSS JOIN LATERAL (
@@ -288,7 +309,7 @@ WITH line AS (
     WHERE NOT EXISTS (SELECT FROM head WHERE (head.account_id, head.recipient_id, head.priority)
                                            = (line.account_id, line.recipient_id, line.priority))
 )
-UPDATE messages m SET state = 'queued' FROM first WHERE m.id = first.id AND m.state = 'held'
+UPDATE messages m SET state = 'queued' FROM first WHERE m.id = first.id AND m.state || '' = 'held'
 RETURNING m.id
 """
 
@@ -333,7 +354,7 @@ WITH next AS (SELECT * FROM (
     LIMIT %(want)s
 ) wanted LIMIT {CLAIMED_AT_ONCE}), claimed AS (
     UPDATE messages m SET state = 'sending', attempts = m.attempts + 1, tries = m.tries + 1
-    FROM next WHERE m.id = next.id AND m.state = 'queued'
+    FROM next WHERE m.id = next.id AND m.state || '' = 'queued'
     RETURNING m.id, m.account_id, m.recipient_id, m.priority, m.content, m.media_ids, m.attempts, m.tries, m.due_at,
               m.request_id, m.traceparent, (%(tokens)s::text[])[next.n] AS token
 ), intent AS (
@@ -365,14 +386,21 @@ def claim_next(
 
 
 _COUNT_QUEUED = """
-SELECT coalesce(sum(n), 0)::int AS n FROM tallies WHERE account_id = %(account_id)s AND state = 'queued'
+SELECT (SELECT coalesce(sum(n), 0)::int FROM tallies WHERE account_id = %(account_id)s AND state = 'queued') AS queued,
+       coalesce((SELECT min(due_at) FROM messages WHERE state = 'scheduled' AND account_id = %(account_id)s) <= now(),
+                false) AS admissible
 """
 
 
 def count_queued(db: Database, account_id: str) -> int:
-    """How many of the account's messages stand first in their lines, due or not."""
-    row = db.one(_COUNT_QUEUED, {"account_id": account_id})
-    return row["n"] if row else 0
+    """How many of the account's messages stand first in their lines, due or not, once the scheduled ones whose time
+    has come have joined theirs."""
+    params = {"account_id": account_id}
+    found = db.all(_COUNT_QUEUED, params)[0]
+    if found["admissible"]:
+        admit_due(db, account_id)
+        found = db.all(_COUNT_QUEUED, params)[0]
+    return int(found["queued"])
 
 
 # What an attempt came to; shared by every way of recording one. The number alone does not tell whose attempt it is: a
@@ -400,7 +428,7 @@ WITH o AS (
 )
 UPDATE messages m SET state = 'sent', sent_at = clock_timestamp(), ended_at = clock_timestamp(),
     upstream_id = closed.upstream_id
-FROM closed WHERE m.id = closed.message_id AND m.state = 'sending' AND m.attempts = closed.number
+FROM closed WHERE m.id = closed.message_id AND m.state || '' = 'sending' AND m.attempts = closed.number
 RETURNING m.id, extract(epoch FROM m.sent_at - m.queued_at)::float8 AS waited_s,
     extract(epoch FROM m.sent_at - m.estimated_at)::float8 AS estimate_error_s
 """
@@ -425,7 +453,7 @@ def mark_sent(c: Connection, accepted: Sequence[tuple[Claim, Outcome]]) -> list[
 _SCHEDULE_RETRY = f"""
 WITH {_CLOSE_ATTEMPT}
 UPDATE messages m SET state = 'queued', due_at = clock_timestamp() + %(delay_s)s * interval '1 second'
-FROM closed WHERE m.id = closed.message_id AND m.state = 'sending' AND m.attempts = %(attempt)s
+FROM closed WHERE m.id = closed.message_id AND m.state || '' = 'sending' AND m.attempts = %(attempt)s
 RETURNING m.id
 """
 
@@ -438,7 +466,7 @@ def schedule_retry(c: Connection, claim: Claim, outcome: Outcome, delay_s: float
 _DEFER = f"""
 WITH {_CLOSE_ATTEMPT}
 UPDATE messages m SET state = 'queued', attempts = m.attempts - 1, tries = m.tries - 1
-FROM closed WHERE m.id = closed.message_id AND m.state = 'sending' AND m.attempts = %(attempt)s
+FROM closed WHERE m.id = closed.message_id AND m.state || '' = 'sending' AND m.attempts = %(attempt)s
 RETURNING m.id
 """
 
@@ -456,7 +484,7 @@ WITH closed AS (
     RETURNING message_id, number
 )
 UPDATE messages m SET state = 'queued', attempts = m.attempts - 1, tries = m.tries - 1
-FROM closed WHERE m.id = closed.message_id AND m.state = 'sending' AND m.attempts = closed.number
+FROM closed WHERE m.id = closed.message_id AND m.state || '' = 'sending' AND m.attempts = closed.number
 RETURNING m.id
 """
 
@@ -470,7 +498,7 @@ def take_back(c: Connection, tokens: Sequence[str], worker: int) -> int:
 _BURY = f"""
 WITH {_CLOSE_ATTEMPT}, dead AS (
     UPDATE messages m SET state = 'failed', ended_at = clock_timestamp()
-    FROM closed WHERE m.id = closed.message_id AND m.state = 'sending' AND m.attempts = %(attempt)s
+    FROM closed WHERE m.id = closed.message_id AND m.state || '' = 'sending' AND m.attempts = %(attempt)s
     RETURNING m.id, m.account_id
 )
 INSERT INTO dead_letters (message_id, account_id, reason, error, http_status)
@@ -495,7 +523,7 @@ _AWAIT_VERIFICATION = f"""
 WITH {_CLOSE_ATTEMPT}
 UPDATE messages m SET state = 'verifying', lookups = 0,
     due_at = clock_timestamp() + %(delay_s)s * interval '1 second'
-FROM closed WHERE m.id = closed.message_id AND m.state = 'sending' AND m.attempts = %(attempt)s
+FROM closed WHERE m.id = closed.message_id AND m.state || '' = 'sending' AND m.attempts = %(attempt)s
 RETURNING m.id
 """
 
@@ -518,7 +546,7 @@ WITH doubtful AS (
 UPDATE messages m SET state = 'sent', sent_at = clock_timestamp(), ended_at = clock_timestamp(),
     upstream_id = %(upstream_id)s
 FROM doubtful
-WHERE m.id = doubtful.message_id AND m.attempts = %(attempt)s AND m.state IN ('queued', 'verifying', 'failed')
+WHERE m.id = doubtful.message_id AND m.attempts = %(attempt)s AND m.state || '' IN ('queued', 'verifying', 'failed')
 RETURNING m.id
 """
 
@@ -565,7 +593,7 @@ WITH due AS (SELECT * FROM (
     ORDER BY due_at LIMIT %(want)s FOR UPDATE SKIP LOCKED
 ) wanted LIMIT 100)
 UPDATE messages m SET lookups = m.lookups + 1, due_at = clock_timestamp() + %(lease_s)s * interval '1 second'
-FROM due WHERE m.id = due.id AND m.state = 'verifying'
+FROM due WHERE m.id = due.id AND m.state || '' = 'verifying'
 RETURNING m.id, m.account_id, m.recipient_id, m.priority, m.content, m.media_ids, m.attempts, m.tries, m.lookups,
     m.request_id, m.traceparent,
     (SELECT extract(epoch FROM clock_timestamp() - min(a.started_at))::float8 FROM attempts a
@@ -610,7 +638,7 @@ WITH known AS (
 )
 UPDATE messages SET state = 'sent', sent_at = clock_timestamp(), ended_at = clock_timestamp(),
     upstream_id = %(upstream_id)s
-WHERE id = %(message_id)s AND state = 'verifying' AND attempts = %(attempt)s
+WHERE id = %(message_id)s AND state || '' = 'verifying' AND attempts = %(attempt)s
 RETURNING id
 """
 
@@ -654,7 +682,7 @@ WITH known AS (
       AND counted AND outcome = 'unknown'
 )
 UPDATE messages SET state = 'queued', due_at = clock_timestamp()
-WHERE id = %(message_id)s AND state = 'verifying' AND attempts = %(attempt)s
+WHERE id = %(message_id)s AND state || '' = 'verifying' AND attempts = %(attempt)s
 RETURNING id
 """
 
@@ -668,7 +696,7 @@ def confirm_absent(c: Connection, claim: Claim) -> None:
 
 _LOOK_AGAIN = """
 UPDATE messages SET due_at = clock_timestamp() + %(delay_s)s * interval '1 second'
-WHERE id = %(message_id)s AND state = 'verifying' AND attempts = %(attempt)s
+WHERE id = %(message_id)s AND state || '' = 'verifying' AND attempts = %(attempt)s
 RETURNING id
 """
 
@@ -683,7 +711,7 @@ def look_again(c: Connection, claim: Claim, delay_s: float) -> None:
 _BURY_UNVERIFIED = """
 WITH dead AS (
     UPDATE messages SET state = 'failed', ended_at = clock_timestamp()
-    WHERE id = %(message_id)s AND state = 'verifying' AND attempts = %(attempt)s
+    WHERE id = %(message_id)s AND state || '' = 'verifying' AND attempts = %(attempt)s
     RETURNING id, account_id
 )
 INSERT INTO dead_letters (message_id, account_id, reason, error)
@@ -702,8 +730,6 @@ def bury_unverified(c: Connection, claim: Claim, reason: DeadLetterReason, error
 
 # --- kept in order --------------------------------------------------------------------------------------------------
 
-# The state is compared in a way that no partial index knows: planned while the table is empty, the statement would walk
-# through all that is queued, every second, from then on.
 _ORPHANS = """
 SELECT m.id, m.account_id, m.recipient_id, m.priority, m.content, m.media_ids, m.attempts, m.tries, a.token, a.worker,
        m.request_id, m.traceparent,
@@ -729,8 +755,8 @@ def find_orphans(db: Database, *, grace_s: float, lock_class: int, want: int = 1
 # cancelled could be a lie.
 # Any attempt since it was queued may be the one that did; later ones that failed for certain prove nothing about it.
 _DOUBTFUL = """
-(m.tries > 0 AND EXISTS (SELECT FROM attempts a WHERE a.message_id = m.id AND a.counted AND a.outcome = 'unknown'
-                         AND a.number > m.attempts - m.tries))
+(m.tries > 0 AND (SELECT true FROM attempts a WHERE a.message_id = m.id AND a.counted AND a.outcome = 'unknown'
+                  AND a.number > m.attempts - m.tries LIMIT 1) IS TRUE)
 """
 
 _VERIFY_EXPIRED = f"""
@@ -755,7 +781,7 @@ WITH past AS (SELECT * FROM (
     ORDER BY expires_at LIMIT %(want)s FOR UPDATE SKIP LOCKED
 ) wanted LIMIT 1000)
 UPDATE messages m SET state = 'expired', ended_at = clock_timestamp()
-FROM past WHERE m.id = past.id AND m.state IN ('scheduled', 'held', 'queued')
+FROM past WHERE m.id = past.id AND m.state || '' IN ('scheduled', 'held', 'queued')
 RETURNING m.id, m.account_id, m.recipient_id, m.priority, m.request_id
 """
 
@@ -775,7 +801,7 @@ def expire(db: Database, want: int = 1000) -> list[Row]:
 _CANCEL = f"""
 WITH cancelled AS (
     UPDATE messages m SET state = 'cancelled', ended_at = clock_timestamp()
-    WHERE m.id = %(message_id)s AND m.state IN ('scheduled', 'held', 'queued') AND NOT {_DOUBTFUL}
+    WHERE m.id = %(message_id)s AND m.state || '' IN ('scheduled', 'held', 'queued') AND NOT {_DOUBTFUL}
     RETURNING m.id, m.account_id, m.recipient_id, m.priority
 ), noted AS ({audit.entry(Action.CANCEL, rows="cancelled", message_id="id")})
 SELECT * FROM cancelled
@@ -796,8 +822,8 @@ def cancel(db: Database, message_id: str, by: Actor) -> bool:
 _HEADLESS = """
 SELECT DISTINCT h.account_id, h.recipient_id, h.priority FROM messages h
 WHERE h.state = 'held'
-  AND NOT EXISTS (SELECT FROM messages m WHERE m.account_id = h.account_id AND m.recipient_id = h.recipient_id
-                  AND m.priority = h.priority AND m.state IN ('queued', 'sending', 'verifying'))
+  AND (SELECT id FROM messages m WHERE m.account_id = h.account_id AND m.recipient_id = h.recipient_id
+       AND m.priority = h.priority AND m.state IN ('queued', 'sending', 'verifying') LIMIT 1) IS NULL
 LIMIT 1000
 """
 
@@ -860,11 +886,6 @@ def fold_tallies(db: Database) -> int:
     return folded
 
 
-def lookups_due(db: Database) -> bool:
-    """Whether any unknown outcome is due to be looked up."""
-    return bool(db.all("SELECT 1 FROM messages WHERE state = 'verifying' AND due_at <= now() LIMIT 1"))
-
-
 _NEXT_DUE = """
 SELECT extract(epoch FROM
     greatest(least(
@@ -892,13 +913,6 @@ SELECT t.account_id
 FROM tallies t JOIN accounts a ON a.id = t.account_id AND (a.paused_at IS NULL OR a.paused_until <= now())
 WHERE t.state IN ('scheduled', 'queued') GROUP BY t.account_id HAVING sum(t.n) > 0
 """
-
-
-def latest_transaction(db: Database) -> int:
-    """A number that is another as soon as anybody has written anything."""
-    row = db.one("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS xid")
-    assert row is not None
-    return row["xid"]
 
 
 _COUNT_ACCOUNTS_WAITING = """

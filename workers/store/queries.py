@@ -146,7 +146,8 @@ def ahead_of(db: Database, message_id: str) -> int:
 
 _OLDEST = """
 SELECT waiting.account_id AS id, extract(epoch FROM now() - min(first.due_at))::float8 AS age_s
-FROM (SELECT account_id, priority FROM tallies WHERE state = 'queued'
+FROM (SELECT account_id, priority FROM tallies
+      WHERE state = 'queued' AND (%(scope)s::text[] IS NULL OR account_id = ANY(%(scope)s::text[]))
       GROUP BY account_id, priority HAVING sum(n) > 0) waiting
 CROSS JOIN (VALUES (false), (true)) AS line (redriven)
 CROSS JOIN LATERAL (SELECT due_at FROM messages
@@ -157,10 +158,10 @@ GROUP BY waiting.account_id
 """
 
 
-def oldest_ages_s(db: Database) -> dict[str, float]:
-    """How long the longest waiting message of each account has been due; two index probes for each priority at which
-    an account has any queued (twenty at most), none for the others."""
-    return {row["id"]: row["age_s"] for row in db.all(_OLDEST)}
+def oldest_ages_s(db: Database, scope: Scope = None) -> dict[str, float]:
+    """How long the longest waiting message of each of these accounts, or of all, has been due; two index probes for
+    each priority at which an account has any queued (twenty at most), none for the others."""
+    return {row["id"]: row["age_s"] for row in db.all(_OLDEST, {"scope": None if scope is None else list(scope)})}
 
 
 def _messages(scope: Scope) -> Select:

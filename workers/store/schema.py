@@ -151,7 +151,6 @@ class Attempt(Base):
         Index("uq_attempts_number", "message_id", "number", unique=True, postgresql_where=text("counted")),
         Index("uq_attempts_open", "message_id", unique=True, postgresql_where=text("outcome IS NULL")),
         Index("ix_attempts_message", "message_id", "id"),
-        Index("ix_attempts_open", "deadline_at", postgresql_where=text("outcome IS NULL")),
         # Read only to rebuild the tokens after a loss, by time; a BRIN costs next to nothing to keep.
         Index("ix_attempts_started", "started_at", postgresql_using="brin"),
     )

@@ -57,10 +57,12 @@ class Wakeups:
         self._take_due = script(client, _HERE / "take_due.lua")
         self._begin_drain = script(client, _HERE / "begin_drain.lua")
         self._end_drain = script(client, _HERE / "end_drain.lua")
+        self._beat = script(client, _HERE / "beat.lua")
+        self._alive = script(client, _HERE / "alive.lua")
 
     def wake(self, account_id: str, delay_s: float = 0.0) -> None:
         """Have the account drained in `delay_s` seconds, or earlier if it is due earlier already."""
-        answered(lambda: self._wake(keys=[_DUE, _NUDGE], args=[account_id, to_us(delay_s)]))
+        answered(lambda: self._wake(keys=[_DUE], args=[account_id, to_us(delay_s), _NUDGE]))
 
     def try_wake(self, account_id: str, delay_s: float = 0.0) -> None:
         """`wake`, by somebody who has done what they were asked to already: should Redis be away, the reconciler finds
@@ -76,7 +78,7 @@ class Wakeups:
         def wake() -> None:
             with self._redis.pipeline(transaction=False) as pipe:
                 for account_id, delay_s in delays_s.items():
-                    self._wake(keys=[_DUE, _NUDGE], args=[account_id, to_us(delay_s)], client=pipe)
+                    self._wake(keys=[_DUE], args=[account_id, to_us(delay_s), _NUDGE], client=pipe)
                 pipe.execute()
 
         try:
@@ -101,7 +103,7 @@ class Wakeups:
         def wake(lost: list[str]) -> None:
             with self._redis.pipeline(transaction=False) as pipe:
                 for account_id in lost:
-                    self._wake(keys=[_DUE, _NUDGE], args=[account_id, 0], client=pipe)
+                    self._wake(keys=[_DUE], args=[account_id, 0, _NUDGE], client=pipe)
                 pipe.execute()
 
         lost = answered(forgotten)
@@ -119,10 +121,9 @@ class Wakeups:
         next_s = None if int(next_us) < 0 else int(next_us) / MICROSECONDS
         return Due(tuple(accounts), next_s, int(late_us) / MICROSECONDS)
 
-    def await_nudge(self, timeout_s: float) -> bool:
-        """Sleep until a wake-up comes in that is earlier than all others, at most `timeout_s` seconds: fewer than
-        the client waits for an answer."""
-        return answered(lambda: self._redis.blpop([_NUDGE], timeout=max(timeout_s, 0.001))) is not None
+    def listen(self) -> "Nudges":
+        """For a pacer to sleep on."""
+        return Nudges(self._redis)
 
     def begin_drain(self, account_id: str, drain_id: str, most: int) -> bool:
         """Take one of the account's `most` places for drains. False if all are taken: then whoever gives one up has the
@@ -138,9 +139,16 @@ class Wakeups:
         keys = [_PUBLISHED, _drains(account_id), _AGAIN]
         return int(answered(lambda: self._begin_drain(keys=keys, args=args)))
 
-    def end_drain(self, account_id: str, drain_id: str) -> None:
-        keys = [_drains(account_id), _AGAIN, _DUE, _NUDGE]
-        answered(lambda: self._end_drain(keys=keys, args=[account_id, drain_id]))
+    def end_drain(
+        self, account_id: str, drain_id: str, *, next_s: float | None = None, latency_s: float | None = None
+    ) -> None:
+        """Give the place up, and have the account drained again in `next_s` seconds, or at once if another drain has
+        found no place meanwhile. latency_s: if messages were dealt with, how long the account's upstream takes to
+        answer: for the forecast, and with the time for people to see."""
+        keys = [_drains(account_id), _AGAIN, _DUE, _PROCESSED, _LATENCY]
+        next_us = "" if next_s is None else to_us(next_s)
+        latency = "" if latency_s is None else f"{latency_s:.4f}"
+        answered(lambda: self._end_drain(keys=keys, args=[account_id, drain_id, _NUDGE, next_us, latency]))
 
     def evict(self, accounts: Sequence[str], workers: Collection[int]) -> int:
         """Clear the places that dead workers' drains (named `<worker>.…`) have on these accounts, so that others need
@@ -171,18 +179,6 @@ class Wakeups:
         """Whether it is time to have unknown outcomes looked up again, whoever asks: at most once in `every_s`."""
         return bool(answered(lambda: self._redis.set(_VERIFY, "1", nx=True, px=round(every_s * 1000))))
 
-    def note_processed(self, account_id: str, at_s: float, latency_s: float) -> None:
-        """Remember when a message of the account was last dealt with (Unix time), for people to see, and how long its
-        upstream takes to answer, for the forecast."""
-
-        def note() -> None:
-            with self._redis.pipeline(transaction=False) as pipe:
-                pipe.hset(_PROCESSED, account_id, f"{at_s:.3f}")
-                pipe.hset(_LATENCY, account_id, f"{latency_s:.4f}")
-                pipe.execute()
-
-        answered(note)
-
     def latency_s(self, account_id: str) -> float:
         """How long the account's upstream takes to answer, as of late."""
         return self.latencies_s([account_id])[0]
@@ -208,25 +204,47 @@ class Wakeups:
 
     def beat(self, kind: str, name: str, for_s: float) -> None:
         """A process of some kind says that it lives, for `for_s` seconds."""
-        key = f"paceline:alive:{kind}"
-
-        def say() -> None:
-            with self._redis.pipeline(transaction=False) as pipe:
-                now = self._now()
-                pipe.zadd(key, {name: now + for_s})
-                pipe.zremrangebyscore(key, "-inf", now - 60)
-                pipe.expire(key, 120)
-                pipe.execute()
-
-        answered(say)
+        answered(lambda: self._beat(keys=[_alive(kind)], args=[name, for_s]))
 
     def alive(self, kind: str) -> int:
         """How many processes of a kind have said lately that they live."""
-        return int(answered(lambda: self._redis.zcount(f"paceline:alive:{kind}", self._now(), "+inf")))
+        return int(answered(lambda: self._alive(keys=[_alive(kind)], args=[])))
 
     def _now(self) -> float:
         seconds, microseconds = self._redis.time()
         return seconds + microseconds / MICROSECONDS
+
+
+class Nudges:
+    """Tells one sleeper of wake-ups that come in earlier than all others. For one thread.
+
+    Not BLPOP with a time-out, which is as late as the server's next look at its clock: up to 100 ms on an idle one
+    (`hz 10`), for every token that comes back. Here the sleeper looks at its own.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._pubsub = client.pubsub(ignore_subscribe_messages=True)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep until there is a nudge, `timeout_s` seconds at most, less when it has only begun to listen: what came
+        before that was not heard. Returns whether there was one."""
+        try:
+            return answered(lambda: self._hear(timeout_s))
+        except TokensUnavailable:
+            self._pubsub.reset()
+            raise
+
+    def _hear(self, timeout_s: float) -> bool:
+        if not self._pubsub.subscribed:
+            self._pubsub.subscribe(_NUDGE)
+        heard = self._pubsub.get_message(timeout=max(0.0, timeout_s)) is not None
+        while heard and self._pubsub.get_message() is not None:
+            pass  # one look at what is due is enough for all of them
+        return heard
+
+
+def _alive(kind: str) -> str:
+    return f"paceline:alive:{kind}"
 
 
 def _drains(account_id: str) -> str:

@@ -1,0 +1,41 @@
+"""What there may be to put right, in one question. The reconciler asks it every second; nearly always the answer is
+that nothing is, and then it asks no more."""
+
+from dataclasses import dataclass
+
+from workers.store.session import Database
+
+LIVING = """
+SELECT objid::int AS number FROM pg_locks
+WHERE locktype = 'advisory' AND classid = %(lock_class)s AND objsubid = 2 AND granted
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+"""Whose lock of this class is held, by its number."""
+
+_GLANCE = f"""
+SELECT ARRAY({LIVING}) AS living,
+       pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS written,
+       EXISTS (SELECT FROM attempts WHERE outcome IS NULL) AS under_way,
+       EXISTS (SELECT FROM messages WHERE expires_at IS NOT NULL AND state IN ('scheduled', 'held', 'queued')
+               AND expires_at <= now()) AS past_expiry,
+       EXISTS (SELECT FROM messages WHERE state = 'verifying' AND due_at <= now()) AS lookups_due
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """living: the workers and pacers that hold their locks. written: another number as soon as anybody has written
+    anything. under_way: an attempt has no outcome yet. past_expiry: a message waits beyond its expiresAt.
+    lookups_due: an unknown outcome is to be looked up."""
+
+    living: frozenset[int]
+    written: int
+    under_way: bool
+    past_expiry: bool
+    lookups_due: bool
+
+
+def glance(db: Database, lock_class: int) -> Glance:
+    row = db.one(_GLANCE, {"lock_class": lock_class})
+    assert row is not None
+    return Glance(**row | {"living": frozenset(row["living"])})
