@@ -24,8 +24,8 @@ HURRY_FOR_S = 2 * DEAD_FOR_S
 BY_NAME_EVERY = 30
 """Rounds."""
 CHORES_S = 30.0
-OVERLOOKED_S = 120.0
-"""It looks at the tokens of every account that has something due."""
+OVERLOOKED_S = 30.0
+"""It looks for accounts that have something due and a token free."""
 PRUNED_AT_ONCE = 500
 DAY_S = 86_400.0
 VERIFY_EVERY_S = 1.0

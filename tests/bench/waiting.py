@@ -20,6 +20,8 @@ LIMIT = "1/hour"
 CALM_MS = 100.0
 """CPU per second of a stack that has finished with what it could send, and with looking whether there is more."""
 CALM_FOR_S, CALM_WITHIN_S = 4.0, 40.0
+SETTLED_AFTER_S = 35.0
+"""By then whatever looks at the accounts twice a minute has seen that they have no token, and until when."""
 STEPS, STEP_S = 3, 10
 """Each round looks at the last 30 s, and so in part at what the one before has seen: what is done rarely (accounts
 looked at by name, chores, autovacuum's visit to one database or the other) is done every 30 s, and costs as much as all
@@ -52,10 +54,12 @@ def waiting(stage: Stage) -> Iterator[Sides]:
         full.fill(messages)
         full.tidy()
         full.release()
+        released_s = time.monotonic()
         full.await_left(messages - accounts, within_s=60)
         for stack in (full, empty):
             stack.tidy()  # what a bulk of rows costs the database once is not the cost of waiting
         await_calm(full)
+        time.sleep(max(0.0, released_s + SETTLED_AFTER_S - time.monotonic()))
         counters = {SUBJECT: full.cpu_s, "empty queue": empty.cpu_s}
         yield together(list(counters), sliding(counters, stage.size(STEP_S, 1)))
 
