@@ -99,10 +99,12 @@ def _threads(c: Configuration) -> Iterator[Remark]:
 
 @rules.rule("redelivery")
 def _redelivery(c: Configuration) -> Iterator[Remark]:
-    after_s = float(c.celery["broker_transport_options"].get("visibility_timeout", 3600))
+    options = c.celery["broker_transport_options"]
+    after_s = float(options.get("visibility_timeout", 3600))
     longest_s = c.settings.lease_s + DRAIN_FOR_S
-    if after_s <= longest_s:
+    if options.get("ack_emulation", True) and after_s <= longest_s:
         yield fail(
-            f"Celery hands a drain out again after {after_s:g} s, while the first may still be sending; raise "
-            f"visibility_timeout in celeryconfig.py above {longest_s:g} s (SEND_TIMEOUT_SECONDS, and a drain's own)"
+            f"Celery hands a drain out again after {after_s:g} s, while the first may still be sending; set "
+            f"ack_emulation to False in celeryconfig.py, or visibility_timeout above {longest_s:g} s "
+            "(SEND_TIMEOUT_SECONDS, and a drain's own)"
         )

@@ -70,6 +70,8 @@ def test_redelivery_under_the_send_deadline_is_refused() -> None:
     assert judged(soon, SEND_TIMEOUT_SECONDS="5") == {}
     found = judged(soon, SEND_TIMEOUT_SECONDS="10")["redelivery"]
     assert (found.level, "above 15 s" in found.words) == (Level.FAIL, True)
+    kept_in_memory = {"broker_transport_options": {"visibility_timeout": 12, "ack_emulation": False}}
+    assert judged(kept_in_memory, SEND_TIMEOUT_SECONDS="10") == {}
 
 
 def test_a_pool_smaller_than_the_threads_need_is_refused() -> None:
