@@ -7,6 +7,7 @@ command of ours can reach it.
 """
 
 import os
+import socket
 import threading
 import time
 import weakref
@@ -22,6 +23,14 @@ from ratelimit.errors import TokensUnavailable
 
 NAMESPACE = "paceline"
 PAUSE_S = 0.02
+
+KEEPALIVE = {
+    getattr(socket, name): value
+    for name, value in {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}.items()
+    if hasattr(socket, name)
+}
+"""A server that is gone without a word is found out within some 10 s, also by who only listens. Not everywhere can it
+be set."""
 
 _T = TypeVar("_T")
 
@@ -44,7 +53,7 @@ def connect(url: str, *, timeout_s: float = 2.0) -> redis.Redis:
     A broken connection is tried once more at once (a pooled one may have died while idle); a time-out is not: the
     command may have run, and a token borrowed twice would stay out for its whole loan.
     """
-    tcp = {} if url.startswith("unix://") else {"socket_keepalive": True}
+    tcp: dict[str, Any] = {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}
     retry = Retry(ConstantBackoff(PAUSE_S), retries=1, supported_errors=(redis.ConnectionError,))
     return redis.Redis.from_url(
         url,
@@ -53,7 +62,7 @@ def connect(url: str, *, timeout_s: float = 2.0) -> redis.Redis:
         socket_connect_timeout=timeout_s,
         retry=retry,
         redis_connect_func=_greet,
-        **tcp,
+        **({} if url.startswith("unix://") else tcp),
     )
 
 
