@@ -13,14 +13,14 @@
 --          free_us: how long the last of the granted ones had been free, -1 if for longer than anybody knows.
 --          left: how many are free besides.
 --          overshoot: by how many uses a limit is exceeded that was not before, because of what is returned here; 0
---          but after a return that came too late.
+--          but for a use that ended after its loan.
 --
 -- A use that ended at s holds its place in a limit of period p while s > now - p. Example, 2 per 10 s: uses ended at 1
 -- and 4; at 10.9 both count, no token; at 11.0 the first one does not any more, and one token is free.
 --
 -- Example of an overshoot, 1 per 10 s: a loan that ends at 5, not returned, frees its token at 15, and somebody borrows
--- it. Should the return come at 17 all the same, that request may have been on its way until then: two uses where one
--- may be. Had nobody borrowed the token, it would be one, and no overshoot.
+-- it. Should an answer of 17 be returned all the same, that request may have been on its way until then: two uses where
+-- one may be. Had nobody borrowed the token, it would be one, and no overshoot; nor is one an answer of 4, returned at 17.
 --
 -- Times go to commands as numbers, which the server writes out exactly; joined to a string they would lose digits. Ends
 -- are whole microseconds, so "later than t" is "t + 1 or later".

@@ -30,8 +30,8 @@ is either on them by then or void. Without the wait, its use would be missing fr
 """
 
 CLOCK_RATE_ERROR = 0.001
-"""Two machines' monotonic clocks run at the same rate up to this, and better by far: NTP corrects one by 0.0005 at most
-(`adjtimex(2)`), and a quartz is off by less."""
+"""Two machines' monotonic clocks run at the same rate up to this: a quartz is off by less, and one that NTP disciplines
+is corrected by 0.0005 at most (`adjtimex(2)`), unless it is told to slew faster."""
 
 _KNOWN = f"{NAMESPACE}:known"
 
@@ -48,8 +48,8 @@ class Grant:
     free_s: for how long the last of them had been free; infinite if for longer than a period.
     left: how many more are free now.
     lost: Redis has lost this key's past; nothing is given out until it has been rebuilt.
-    overshoot: so many uses went beyond a limit, as far as anybody can tell: what was returned here came back so long
-        after its loan had ended that its token was another's by then.
+    overshoot: so many uses went beyond a limit, as far as anybody can tell: what is returned here ended after its
+        loan, and its token was another's by the time that this is told.
     """
 
     tokens: tuple[str, ...]

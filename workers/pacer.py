@@ -21,7 +21,7 @@ from workers.wakeups import Nudges, Wakeups
 
 AT_ONCE = 500
 LONGEST_SLEEP_S = 1.0
-"""So that a request to stop is heard, and a nudge that went to a pacer just killed is made good."""
+"""So that a request to stop is heard, and a nudge made good that came while the connection was being made anew."""
 
 STALE_S = 30.0
 """A drain that nobody began by then is dropped: the account has been published again since."""
@@ -75,7 +75,7 @@ class Pacer(Scheduler):
 
     def _do_without_broker(self, wakeups: Wakeups, error: Exception) -> None:
         """What was taken and not published is woken again by the reconciler."""
-        log.warning("pacer_without_broker", error=str(error))
+        log.warning("pacer_without_broker", error=str(error.__cause__ or error))
         self.close()
         with suppress(TokensUnavailable):  # more often than not they are the same Redis
             wakeups.note_broker_away()

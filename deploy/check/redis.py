@@ -10,6 +10,7 @@ import redis
 
 from deploy.check import clock
 from deploy.check.rules import Finding, Level, Remark, Rules, fail, note, warn
+from workers.wakeups import NUDGE
 
 ROOM_BYTES = 64 * 1024 * 1024
 """Tokens of some 50,000 accounts at 10/minute; a megabyte is gone with the connections alone."""
@@ -76,6 +77,14 @@ def _writable(s: Server) -> Iterator[Remark]:
         s.client.eval(_WRITE, 1, _SCRATCH)
     except redis.ResponseError as error:
         yield fail(f"it refuses ({error}); let this user write to paceline:* and run scripts, and give it room")
+
+
+@rules.rule("Redis passes on what is published")
+def _channel(s: Server) -> Iterator[Remark]:
+    try:
+        s.client.publish(NUDGE, "1")
+    except redis.exceptions.NoPermissionError as error:
+        yield fail(f"it refuses ({error}); let this user publish and subscribe: ACL SETUSER … &paceline:*")
 
 
 @rules.rule("Redis evicts nothing")

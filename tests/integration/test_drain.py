@@ -8,13 +8,17 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import structlog
 
 from deploy.sandbox import Fault, Sandbox
+from ratelimit import TokensUnavailable
 from tests.conftest import ALICE
 from workers.bootstrap import SENDERS, Adapters
 from workers.domain.message import Claim
 from workers.domain.outcome import Outcome, OutcomeKind
+from workers.domain.retry import RetryPolicy
+from workers.services import dispatch
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
 from workers.store import queries
@@ -255,3 +259,74 @@ def test_a_drain_ends_though_its_senders_end_before_it(
     drain.join(30)
     assert not drain.is_alive()
     assert attempts(adapters, receipt) == [(1, "unknown")]
+
+
+def channel_of(send: Callable[[Claim], Any]) -> Any:
+    async def answer(claim: Claim, *_: Any, **__: Any) -> Outcome:
+        return await send(claim)
+
+    return {"onlyfans": SimpleNamespace(name="onlyfans", idempotent=True, has_history=False, send=answer)}
+
+
+def test_tokens_that_come_back_unused_are_not_waited_for(
+    submit: Submit, make_account: Callable[..., str], dispatcher: Dispatcher
+) -> None:
+    """Two of three messages had all the tokens there are, and never left: both are free again."""
+
+    async def refused(_: Claim) -> Outcome:
+        return Outcome(OutcomeKind.FAILED, left=False, error="connection refused")
+
+    account = make_account(limits="2/minute")
+    for n in range(3):
+        submit(f"fan-{n}", account_id=account)
+    patient = RetryPolicy(base_s=5.0)
+    report = replace(dispatcher, channels=channel_of(refused), retry=patient).drain(account)
+    assert report.next_s is not None
+    assert report.next_s < 30
+
+
+def test_what_a_denial_hung_on_is_not_waited_for_once_it_is_back(
+    submit: Submit, make_account: Callable[..., str], dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While all are out, nobody knows when the next token comes: one period after the end of a loan at the latest. The
+    drain's own time is up when they come back."""
+    monkeypatch.setattr(dispatch, "DRAIN_FOR_S", 0.1)
+
+    async def slow(claim: Claim) -> Outcome:
+        await asyncio.sleep(0.3)
+        return Outcome(OutcomeKind.ACCEPTED, upstream_id=claim.message_id)
+
+    account = make_account(limits="2/minute")
+    for n in range(5):
+        submit(f"fan-{n}", account_id=account)
+    slowly = replace(dispatcher, channels=channel_of(slow))
+    assert (slowly.drain(account).next_s or 99) < 1
+    report = slowly.drain(account)
+    assert report.next_s is not None
+    assert 55 < report.next_s <= 60
+
+
+def test_a_redis_that_refuses_is_not_asked_all_the_time(submit: Submit, dispatcher: Dispatcher) -> None:
+    """The first answer's token cannot be given back while the second request is out."""
+
+    class Refusing:
+        asked = 0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(dispatcher.tokens, name)
+
+        def exchange(self, *args: Any, **kwargs: Any) -> Any:
+            self.asked += 1
+            if self.asked > 1:
+                raise TokensUnavailable("NOREPLICAS")
+            return dispatcher.tokens.exchange(*args, **kwargs)
+
+    async def send(claim: Claim) -> Outcome:
+        await asyncio.sleep(0.5 if claim.recipient_id == "fan-2" else 0)
+        return Outcome(OutcomeKind.ACCEPTED, upstream_id=claim.message_id)
+
+    submit("fan-1")
+    submit("fan-2")
+    refusing = Refusing()
+    replace(dispatcher, tokens=refusing, channels=channel_of(send)).drain("default")  # type: ignore[arg-type]
+    assert refusing.asked < 20

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -611,18 +611,11 @@ def test_commits_that_nobody_confirmed_lose_nothing_and_send_nothing_twice(
     forgetful = Forgetful(adapters.db)
     dispatcher = replace(adapters.dispatcher(worker=1), db=forgetful)  # type: ignore[arg-type]
     for _ in range(40):
-        try:
+        with suppress(StoreUnavailable):  # what it had claimed and never heard of is taken back by the next one
             dispatcher.drain(account)
-        except StoreUnavailable:
-            adapters.db.transaction(lambda c: messages.take_back(c, open_tokens(adapters), 1))
     assert {state(adapters, receipt) for receipt in receipts} == {"sent"}
     summary = upstream.summary()
     assert (summary["accepted"], summary["replayed"], summary["duplicates"]) == (30, 0, 0)
-
-
-def open_tokens(adapters: Adapters) -> list[str]:
-    """Of claims that a drain which gave up never heard of; the reconciler would find them after their deadline."""
-    return [row["token"] for row in adapters.db.all("SELECT token FROM attempts WHERE outcome IS NULL")]
 
 
 class Blinking:

@@ -19,7 +19,9 @@ import queue
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -100,6 +102,8 @@ class Dispatcher:
     vault: Vault
     stopping: threading.Event = field(default_factory=threading.Event)
     latency_s: dict[str, float] = field(default_factory=dict)
+    unconfirmed: deque[str] = field(default_factory=deque)
+    """Tokens of claims that were perhaps committed and perhaps not, by drains that have ended. Nobody uses them."""
 
     def drain(self, account_id: str) -> DrainReport:
         """Send what the account may send now. Leaves a wake-up for when there is more to do."""
@@ -140,7 +144,7 @@ class _Drain:
         self._refunded: list[str] = []
         self._unconfirmed: list[str] = []
         self._report = DrainReport()
-        self._denied_until_s = 0.0
+        self._denied_until_s = self._closed_until_s = 0.0
         self._claimable = 0
         self._places = 0
         self._crowded = False  # there were not as many places as it could have used
@@ -223,6 +227,7 @@ class _Drain:
             log.warning("tokens_unavailable", account_id=self._account.id)
             self._denied_until_s = monotonic_s() + 1.0
             return (), math.inf
+        gave_back = bool(self._returned or self._refunded)
         self._returned, self._refunded = {}, []
         if grant.overshoot:
             telemetry.limit_overshoot.inc(grant.overshoot)
@@ -232,6 +237,8 @@ class _Drain:
         elif len(grant.tokens) < want:
             self._denied_until_s = monotonic_s() + grant.wait_s
         else:
+            if gave_back:  # what the denial hung on, perhaps
+                self._denied_until_s = self._closed_until_s
             self._recruit(grant.left)
         return grant.tokens, grant.free_s
 
@@ -253,7 +260,10 @@ class _Drain:
 
     def _record_and_claim(self, finished: list[Settlement], tokens: tuple[str, ...]) -> tuple[Settled, list[Claim]]:
         """Record what has ended and claim what comes next, in one COMMIT."""
-        if not (finished or tokens):
+        with suppress(IndexError):  # until there are no more, whoever else takes some
+            while True:
+                self._unconfirmed.append(self._.unconfirmed.pop())
+        if not (finished or tokens or self._unconfirmed):
             return Settled(), []
 
         def work(c: Connection) -> tuple[Settled, list[Claim]]:
@@ -297,6 +307,7 @@ class _Drain:
                 # The COMMIT may have gone through, and nobody have told us: what it claimed is taken back next time.
                 self._unconfirmed += tokens
                 if not must and not self._out:
+                    self._.unconfirmed.extend(self._unconfirmed)  # by whichever drain of this process is next
                     raise
                 if not must:  # nothing to record yet, but what is out must not be abandoned
                     log.warning("claim_put_off", account_id=self._account.id, error=str(error))
@@ -343,8 +354,9 @@ class _Drain:
         return [self._judge(answer) for answer in answered]
 
     def _patience_s(self) -> float:
-        """How long to wait for an answer: until the next token is free, if there is a message and room for it."""
-        if self._crowded or not self._wish():
+        """How long to wait for an answer: until the next token is free, if there is a message and room for it, and
+        Redis took back what it was given."""
+        if self._crowded or self._returned or self._refunded or not self._wish():
             return LOOK_AGAIN_S
         return min(LOOK_AGAIN_S, max(AT_LEAST_S, self._denied_for_s()))
 
@@ -378,7 +390,8 @@ class _Drain:
             for_s = self._.tokens.cool_down(self._account.id, for_s)
         except TokensUnavailable:
             log.warning("cooldown_only_in_store", account_id=self._account.id)
-        self._denied_until_s = max(self._denied_until_s, monotonic_s() + for_s)
+        self._closed_until_s = max(self._closed_until_s, monotonic_s() + for_s)
+        self._denied_until_s = max(self._denied_until_s, self._closed_until_s)
 
     def _time_is_up(self) -> bool:
         return self._report.claimed > 0 and monotonic_s() - self._began_s > DRAIN_FOR_S
@@ -399,8 +412,8 @@ class _Drain:
         """When the account has something to do again."""
         if self._.stopping.is_set():
             return 0.0  # somebody else goes on
-        denied_s = self._denied_until_s - monotonic_s()
+        denied_s = self._denied_for_s()
         if self._claimable and denied_s > 0:
-            return max(denied_s, SOON_S)
+            return denied_s
         due_s = messages.next_due_s(self._.db, self._account.id)
         return None if due_s is None else max(due_s, denied_s, SOON_S)

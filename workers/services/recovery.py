@@ -6,7 +6,7 @@ may run at once.
     rebuild     tokens that Redis lost, from the books, before any is given out again
     verify      unknown outcomes, in the upstream's history
     expire      waiting messages past their expiresAt
-    Overlooked  accounts whose wake-up is missing or late
+    wake        accounts whose wake-up is missing or late
 """
 
 import math
@@ -197,16 +197,16 @@ class Overlooked:
     def wake(self) -> int:
         """Returns how many it woke."""
         now = monotonic_s()
-        sending = {id_: limits or self.default_limits for id_, limits in accounts.sending(self.db)}
+        in_line = {id_: limits or self.default_limits for id_, limits in accounts.in_line(self.db)}
         self.spent = {
             id_: (limits, until_s)
             for id_, (limits, until_s) in self.spent.items()
-            if until_s > now and sending.get(id_) == limits
+            if until_s > now and in_line.get(id_) == limits
         }
-        possible = [id_ for id_ in sending if id_ not in self.spent]
+        possible = [id_ for id_ in in_line if id_ not in self.spent]
         free = []
-        for id_, view in zip(possible, self.tokens.views([(id_, sending[id_]) for id_ in possible]), strict=True):
-            limits = sending[id_]
+        for id_, view in zip(possible, self.tokens.views([(id_, in_line[id_]) for id_ in possible]), strict=True):
+            limits = in_line[id_]
             if not view.available(limits):
                 self.spent[id_] = limits, now + min(_spent_for_s(view, limits), SURE_FOR_S)
             elif view.known and not view.cooldown_s:

@@ -51,7 +51,7 @@ def all_of(db: Database, ids: list[str] | None = None) -> list[Account]:
     return [_account(row) for row in db.all(_LIST, {"ids": ids})]
 
 
-_SENDING = """
+_IN_LINE = """
 SELECT a.id, a.limits FROM tallies t JOIN accounts a ON a.id = t.account_id
 WHERE t.state = 'queued' AND (a.paused_at IS NULL OR a.paused_until <= now())
   AND (a.cooldown_until IS NULL OR a.cooldown_until <= now())
@@ -59,9 +59,9 @@ GROUP BY a.id HAVING sum(t.n) > 0
 """
 
 
-def sending(db: Database) -> list[tuple[str, Limits | None]]:
+def in_line(db: Database) -> list[tuple[str, Limits | None]]:
     """Accounts that have messages in line, and neither a pause nor a cooldown; each with the limits of its own."""
-    return [(row["id"], _limits(row)) for row in db.all(_SENDING)]
+    return [(row["id"], _limits(row)) for row in db.all(_IN_LINE)]
 
 
 def limits_in_use(db: Database) -> set[Limits]:

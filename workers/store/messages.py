@@ -13,7 +13,7 @@ Plans are kept, and may have been made, or made again, while nothing waited: eve
 plan the partial indexes of waiting messages are empty, and it is as well to read one whole as to look something up; in
 the morning that is every message that waits, for each one claimed. So whoever has a row's id asks for its state in a
 way that no partial index knows (`state || ''`), and who looks for many lines looks for each (LATERAL); a test reads the
-plans (`test_database.py`).
+plans (`test_plans.py`).
 """
 
 import math
@@ -820,9 +820,8 @@ def cancel(db: Database, message_id: str, by: Actor) -> bool:
 
 
 _HEADLESS = """
-SELECT DISTINCT h.account_id, h.recipient_id, h.priority FROM messages h
-WHERE h.state = 'held'
-  AND (SELECT id FROM messages m WHERE m.account_id = h.account_id AND m.recipient_id = h.recipient_id
+SELECT * FROM (SELECT DISTINCT account_id, recipient_id, priority FROM messages WHERE state = 'held') h
+WHERE (SELECT id FROM messages m WHERE m.account_id = h.account_id AND m.recipient_id = h.recipient_id
        AND m.priority = h.priority AND m.state IN ('queued', 'sending', 'verifying') LIMIT 1) IS NULL
 LIMIT 1000
 """

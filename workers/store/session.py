@@ -92,7 +92,8 @@ class Connection:
 
 
 class Database:
-    """The pool, and the two ways to use it: `all` rows of one statement, or a function in one `transaction`.
+    """The pool, and the ways to use it: `all` rows of one statement, or a function in one `transaction`, or of a
+    `single` statement.
 
     Whatever PostgreSQL does, nobody waits longer than 5 s for a place in the pool, 3 s for a new connection in it, and
     `patience_s` for an answer.

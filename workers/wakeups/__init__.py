@@ -1,7 +1,7 @@
 """Which account has something to do, and when: one sorted set in Redis, one entry per account, never one per message.
 
 A wake-up may be lost (a process killed, Redis emptied): the reconciler repeats it from PostgreSQL. A wake-up may come
-once too often: a drain that finds nothing to do costs two round trips. So nothing here needs to be exact, and nothing
+once too often: a drain that finds nothing to do costs a few round trips. So nothing here needs to be exact, and nothing
 here is the truth.
 """
 
@@ -28,10 +28,13 @@ EXPECTED_LATENCY_S = 0.2
 
 # One hash tag: these belong to one script, so Redis Cluster must keep them on one node. They are small.
 _KEYS = "paceline:{wakeups}:"
-_DUE, _PUBLISHED, _NUDGE = _KEYS + "due", _KEYS + "published", _KEYS + "nudge"
+_DUE, _PUBLISHED = _KEYS + "due", _KEYS + "published"
 _AGAIN, _VERIFY = _KEYS + "again", _KEYS + "verify"
 _PROCESSED, _LATENCY = _KEYS + "processed", _KEYS + "latency"
 _BROKER_AWAY = _KEYS + "broker_away"
+
+NUDGE = _KEYS + "nudge"
+"""The channel that pacers listen to."""
 
 log = logger(__name__)
 
@@ -62,14 +65,14 @@ class Wakeups:
 
     def wake(self, account_id: str, delay_s: float = 0.0) -> None:
         """Have the account drained in `delay_s` seconds, or earlier if it is due earlier already."""
-        answered(lambda: self._wake(keys=[_DUE], args=[account_id, to_us(delay_s), _NUDGE]))
+        answered(lambda: self._wake(keys=[_DUE], args=[account_id, to_us(delay_s), NUDGE]))
 
     def try_wake(self, account_id: str, delay_s: float = 0.0) -> None:
-        """`wake`, by somebody who has done what they were asked to already: should Redis be away, the reconciler finds
-        what there is to do."""
+        """`wake`, by somebody who has done what they were asked to already: should Redis be away or refuse, for
+        whatever reason, the reconciler finds what there is to do."""
         try:
             self.wake(account_id, delay_s)
-        except TokensUnavailable as error:
+        except (TokensUnavailable, redis.RedisError) as error:
             log.warning("wake_lost", account_id=account_id, error=str(error))
 
     def try_wake_many(self, delays_s: Mapping[str, float]) -> None:
@@ -78,12 +81,12 @@ class Wakeups:
         def wake() -> None:
             with self._redis.pipeline(transaction=False) as pipe:
                 for account_id, delay_s in delays_s.items():
-                    self._wake(keys=[_DUE], args=[account_id, to_us(delay_s), _NUDGE], client=pipe)
+                    self._wake(keys=[_DUE], args=[account_id, to_us(delay_s), NUDGE], client=pipe)
                 pipe.execute()
 
         try:
             answered(wake)
-        except TokensUnavailable as error:
+        except (TokensUnavailable, redis.RedisError) as error:
             log.warning("wakes_lost", accounts=len(delays_s), error=str(error))
 
     def wake_all(self, accounts: list[str]) -> int:
@@ -103,7 +106,7 @@ class Wakeups:
         def wake(lost: list[str]) -> None:
             with self._redis.pipeline(transaction=False) as pipe:
                 for account_id in lost:
-                    self._wake(keys=[_DUE], args=[account_id, 0, _NUDGE], client=pipe)
+                    self._wake(keys=[_DUE], args=[account_id, 0, NUDGE], client=pipe)
                 pipe.execute()
 
         lost = answered(forgotten)
@@ -148,7 +151,7 @@ class Wakeups:
         keys = [_drains(account_id), _AGAIN, _DUE, _PROCESSED, _LATENCY]
         next_us = "" if next_s is None else to_us(next_s)
         latency = "" if latency_s is None else f"{latency_s:.4f}"
-        answered(lambda: self._end_drain(keys=keys, args=[account_id, drain_id, _NUDGE, next_us, latency]))
+        answered(lambda: self._end_drain(keys=keys, args=[account_id, drain_id, NUDGE, next_us, latency]))
 
     def evict(self, accounts: Sequence[str], workers: Collection[int]) -> int:
         """Clear the places that dead workers' drains (named `<worker>.…`) have on these accounts, so that others need
@@ -236,7 +239,7 @@ class Nudges:
 
     def _hear(self, timeout_s: float) -> bool:
         if not self._pubsub.subscribed:
-            self._pubsub.subscribe(_NUDGE)
+            self._pubsub.subscribe(NUDGE)
         heard = self._pubsub.get_message(timeout=max(0.0, timeout_s)) is not None
         while heard and self._pubsub.get_message() is not None:
             pass  # one look at what is due is enough for all of them
