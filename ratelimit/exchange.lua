@@ -4,8 +4,8 @@
 --                 loan, which is why an unreturned one holds its place until loan end + period.
 -- KEYS[2]  gate   hash: known = how far back (us) every use is in `uses`; cooldown = closed until (us)
 -- ARGV     lease_us, want, grant id, n limits, {count, period_us}*, n refunded, token*, n returned, {token, ago_us}*
---          ago_us: for how long its use had been over, at least, when this was sent. That it took this a while to get
---          here only makes the end later than it was.
+--          lease_us: of those returned too. ago_us: for how long its use had been over, at least, when this was sent.
+--          That it took this a while to get here only makes the end later than it was.
 -- Returns  {granted, wait_us, free_us, left, overshoot}: tokens are named <grant id>.1 to <grant id>.<granted>.
 --          granted = -1: the past is not known as far back as the longest period (data lost, or a longer limit than
 --          before); nothing may be used until it has been rebuilt.
@@ -55,7 +55,12 @@ local returned, late = tonumber(arg()), {}
 -- XX: a token that is not known here was lost with the data; the rebuild brings its use back from the books.
 -- LT: one that comes back in time ends its loan earlier. It has held its place all the while, and exceeds nothing.
 for _ = 1, returned do
-  local token, ended = arg(), now - tonumber(arg())
+  local token, ago = arg(), tonumber(arg())
+  local ended = now - ago
+  if ago > 0 then  -- nothing ends before it begins, whatever became of the clocks meanwhile
+    local loan_end = redis.call('ZSCORE', uses, token)
+    if loan_end then ended = math.max(ended, loan_end - lease_us) end
+  end
   if redis.call('ZADD', uses, 'XX', 'LT', 'CH', ended, token) == 0 then late[#late + 1] = {token, ended} end
 end
 local overshoot = 0

@@ -113,7 +113,8 @@ class Tokens:
         returned: token -> for how many seconds its use has been over, by the caller's monotonic clock. Each is usable
         again one whole period after that end, not after this call. The server's clock stays the only one that times are
         told by: it counts back from when the call arrives, which is later than the end in truth by whatever the call
-        took, so a delay anywhere makes a token late, never early.
+        took, so a delay anywhere makes a token late, never early. No use ends before it was lent, `lease_s` before the
+        end of its loan: that bounds what a machine that stood still with its clock could make of it.
         """
         grant = self._new_grant()
         args: list[Any] = [to_us(lease_s), want, grant, *_flat(limits), len(refunded), *refunded, len(returned)]

@@ -212,7 +212,7 @@ def test_an_answer_in_time_is_no_overshoot_however_late_its_return(tokens: Token
     clock.at(LEASE_S + 60)
     borrow(tokens, ONE_PER_MINUTE)
     clock.at(LEASE_S + 70)
-    grant = tokens.exchange("default", ONE_PER_MINUTE, want=0, lease_s=0, returned={token: LEASE_S + 69})
+    grant = tokens.exchange("default", ONE_PER_MINUTE, want=0, lease_s=LEASE_S, returned={token: LEASE_S + 69})
     assert grant.overshoot == 0
 
 
@@ -221,8 +221,17 @@ def test_a_use_that_ended_after_its_loan_is_an_overshoot_however_long_ago(tokens
     clock.at(LEASE_S + 60)
     borrow(tokens, ONE_PER_MINUTE)
     clock.at(LEASE_S + 70)
-    grant = tokens.exchange("default", ONE_PER_MINUTE, want=0, lease_s=0, returned={token: 5})
+    grant = tokens.exchange("default", ONE_PER_MINUTE, want=0, lease_s=LEASE_S, returned={token: 5})
     assert grant.overshoot == 1
+
+
+def test_no_use_ends_before_it_begins(tokens: Tokens, clock: Clock) -> None:
+    """Redis's machine stood still for a minute, and its clock with it; the worker's went on."""
+    clock.at(100)
+    (token,) = borrow(tokens, ONE_PER_MINUTE)
+    clock.at(101)
+    grant = tokens.exchange("default", ONE_PER_MINUTE, want=1, lease_s=LEASE_S, returned={token: 60})
+    assert (grant.tokens, grant.wait_s) == ((), 59)
 
 
 def test_what_was_borrowed_again_but_not_used_is_none(tokens: Tokens, clock: Clock) -> None:

@@ -71,10 +71,12 @@ class Model:
             self.ends[token] = self.now + lease
             self.out.append(token)
 
-    def give_back(self, tokens: Mapping[str, int]) -> None:
-        """token -> for how long its use has been over, of which a little is not believed."""
+    def give_back(self, tokens: Mapping[str, int], lease: int = 0) -> None:
+        """token -> for how long its use has been over, of which a little is not believed; nor that it was over before
+        it was lent, if it was lent for so long."""
         for token, ago in tokens.items():
-            self.ends[token] = self.now - to_us(ago / SECOND * (1 - CLOCK_RATE_ERROR))
+            end = self.now - to_us(ago / SECOND * (1 - CLOCK_RATE_ERROR))
+            self.ends[token] = max(end, self.ends[token] - lease) if ago else end
             self.out.remove(token)
 
     def refund(self, tokens: list[str]) -> None:
@@ -121,7 +123,7 @@ class TokensMachine(RuleBasedStateMachine):
         out = self.model.out[:returned]
         back = {token: (self.model.now - self.model.loans[token][0]) * ago // 100 for token in out}
         unused = self.model.out[returned : returned + refunded]
-        self.model.give_back(back)
+        self.model.give_back(back, lease)
         self.model.refund(unused)
         ended = {token: ago / SECOND for token, ago in back.items()}
         self._borrow(want, lease, returned=ended, refunded=unused)
