@@ -37,7 +37,7 @@ BUDGET_B = 1024
 @contextmanager
 def memory(stage: Stage) -> Iterator[Sides]:
     """Each measurement begins with an emptied Redis and accounts that have just been opened."""
-    accounts = stage.size(200, 50)
+    accounts = stage.size(100, 50)
     with stage.judge() as upstream, stage.paceline(upstream.url, own_servers=True, RATE_LIMIT=LIMIT) as ours:
 
         def measure(messages: int) -> Figures:
