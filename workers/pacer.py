@@ -6,7 +6,7 @@ Celery's own scheduler keeps a heap of periodic tasks in memory. Ours keeps none
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Any
 
 from celery.beat import Scheduler
@@ -49,7 +49,8 @@ class Pacer(Scheduler):
                 return LONGEST_SLEEP_S
             due = wakeups.take_due(AT_ONCE)
             telemetry.pacer_lag.set(due.late_s)
-            self._publish(due.accounts)
+            if due.accounts:
+                self._publish(due.accounts)
             if len(due.accounts) < AT_ONCE:
                 nudges.wait(min(LONGEST_SLEEP_S, LONGEST_SLEEP_S if due.next_s is None else due.next_s))
         except TokensUnavailable as error:
@@ -63,7 +64,7 @@ class Pacer(Scheduler):
     def _publish(self, accounts: Sequence[str]) -> None:
         """A drain for each, to Redis in one round trip: the last of five hundred must not be late by as many."""
         drain = self.app.tasks["paceline.drain"]
-        with self.producer.batch(max_size=AT_ONCE) if accounts else nullcontext():
+        with self.producer.batch(max_size=AT_ONCE):
             for account_id in accounts:
                 drain.apply_async((account_id,), producer=self.producer, expires=STALE_S)
 

@@ -24,8 +24,6 @@ HURRY_FOR_S = 2 * DEAD_FOR_S
 BY_NAME_EVERY = 30
 """Rounds."""
 CHORES_S = 30.0
-OVERLOOKED_S = 30.0
-"""It looks for accounts that have something due and a token free."""
 PRUNED_AT_ONCE = 500
 DAY_S = 86_400.0
 VERIFY_EVERY_S = 1.0
@@ -45,7 +43,7 @@ class Reconciler:
         self._overlooked = Overlooked(adapters.db, adapters.tokens, adapters.wakeups, adapters.settings.rate_limit)
         self._seen: Glance | None = None
         self._stopping = threading.Event()
-        self._chores_s = self._overlooked_s = self._hurry_until_s = 0.0
+        self._chores_s = self._hurry_until_s = 0.0
         self._rounds = -1
         self._in_order_at: int | None = None
         self._more_to_prune = False
@@ -61,12 +59,10 @@ class Reconciler:
             "woken": self._wake_forgotten,
             "verifying": self._have_verified,
         }
-        if monotonic_s() - self._overlooked_s > OVERLOOKED_S:
-            self._overlooked_s = monotonic_s()
-            steps["overlooked"] = self._overlooked.wake
         if monotonic_s() - self._chores_s > CHORES_S:
             self._chores_s = monotonic_s()
             self._more_to_prune = True
+            steps["overlooked"] = self._overlooked.wake
             steps["lines_mended"] = lambda: messages.mend_headless_lines(a.db)
             steps["tallies_folded"] = lambda: messages.fold_tallies(a.db)
         if self._more_to_prune:

@@ -148,6 +148,17 @@ class AcceptedTogether:
     first_use: Accepted | None = None
 
 
+def _heads_of(lines: str) -> str:
+    """Joins the head `m` of each of these lines that has one: looked up first, so that `m` may be locked in the order
+    of ids, and asked for its state again once it is."""
+    return f"""CROSS JOIN LATERAL (
+        SELECT id FROM messages
+        WHERE account_id = {lines}.account_id AND recipient_id = {lines}.recipient_id AND priority = {lines}.priority
+          AND state IN ('queued', 'sending', 'verifying')
+        LIMIT 1
+    ) found JOIN messages m ON m.id = found.id AND m.state || '' IN ('queued', 'sending', 'verifying')"""
+
+
 # nextval() is called row by row as the list is read, so `seq` follows the list. The rows go in line by line all the
 # same: two lists with recipients in common then meet at the first of them, and not crosswise. IN (SELECT …) is hashed;
 # a join would be a nested loop, since the plan is made for a short list.
@@ -167,12 +178,7 @@ WITH key AS (
     SELECT *, row_number() OVER (PARTITION BY account_id, recipient_id, priority, later ORDER BY seq) AS nth
     FROM listed
 ), head AS MATERIALIZED (
-    SELECT new.seq FROM new CROSS JOIN LATERAL (
-        SELECT id FROM messages
-        WHERE account_id = new.account_id AND recipient_id = new.recipient_id AND priority = new.priority
-          AND state IN ('queued', 'sending', 'verifying')
-        LIMIT 1
-    ) found JOIN messages m ON m.id = found.id AND m.state || '' IN ('queued', 'sending', 'verifying')
+    SELECT new.seq FROM new {_heads_of("new")}
     WHERE new.nth = 1 AND NOT new.later
     ORDER BY m.id FOR SHARE OF m
 ), accepted AS (
@@ -194,17 +200,12 @@ WITH key AS (
 SELECT min(queued_at) AS queued_at, array_agg(id) FILTER (WHERE state = 'held') AS held FROM accepted
 """
 
-_HOLD_HEADS = """
+_HOLD_HEADS = f"""
 WITH line AS (
     SELECT DISTINCT account_id, recipient_id, priority
     FROM json_to_recordset(%(messages)s::json) AS line (account_id text, recipient_id text, priority smallint)
 )
-SELECT 1 FROM line CROSS JOIN LATERAL (
-    SELECT id FROM messages
-    WHERE account_id = line.account_id AND recipient_id = line.recipient_id AND priority = line.priority
-      AND state IN ('queued', 'sending', 'verifying')
-    LIMIT 1
-) found JOIN messages m ON m.id = found.id AND m.state || '' IN ('queued', 'sending', 'verifying')
+SELECT 1 FROM line {_heads_of("line")}
 ORDER BY m.id FOR SHARE OF m
 """
 
