@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from deploy.sandbox import Fault, Sandbox
 from workers.channels.answer import Incoming
-from workers.channels.onlyfans import OnlyFans, outcome_of, retry_after_s
+from workers.channels.onlyfans import OnlyFans, outcome_of
 from workers.channels.transport import Answer, NoAnswer, NotSent, Transport, Upstream
 from workers.clock import monotonic_s
 from workers.domain.message import Claim
@@ -298,23 +298,6 @@ def test_the_upstreams_words_are_trimmed_and_made_plain() -> None:
     assert outcome.error is not None
     assert outcome.error.startswith("Not now xxx")
     assert len(outcome.error) == 500
-
-
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [
-        ("30", 30.0),
-        ("0.5", 0.5),
-        ("-4", 0.0),
-        ("Fri, 20 Nov 2026 12:01:00 GMT", 60.0),
-        ("Fri, 20 Nov 2026 11:00:00 GMT", 0.0),
-        ("soon", None),
-        ("nan", 0.0),
-    ],
-)
-def test_retry_after_is_seconds_or_a_date_by_the_upstreams_clock(value: str, seconds: float | None) -> None:
-    headers = {"Retry-After": value, "Date": "Fri, 20 Nov 2026 12:00:00 GMT"}
-    assert retry_after_s(headers) == seconds
 
 
 def find(channel: OnlyFans, one: Claim, *, ago_s: float = 5.0, known: frozenset[str] = frozenset()) -> Evidence:

@@ -5,10 +5,10 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from workers.channels.retry_after import answered_at, retry_after_s
 from workers.channels.transport import Answer, NoAnswer, NotSent, TooLate, Transport, Upstream
 from workers.clock import monotonic_s
 from workers.domain.message import Claim
@@ -122,7 +122,7 @@ class OnlyFans:
             entries = page.get("messages") if page else None
             if answer.status != 200 or page is None or not isinstance(entries, list):
                 return Finding(Evidence.UNAVAILABLE, error=f"HTTP {answer.status}: not a page of messages")
-            now = _date(answer.headers)
+            now = answered_at(answer.headers)
             oldest_s = started_ago_s + (monotonic_s() - began) + _SKEW_S
             for entry in entries:
                 created = datetime.fromisoformat(entry["created_at"])
@@ -173,32 +173,9 @@ def outcome_of(answer: Answer, latency_s: float) -> Outcome:
     return Outcome(OutcomeKind.FAILED, http_status=status, error=words, latency_s=latency_s)
 
 
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Retry-After in seconds: a number, or a date measured against the upstream's own Date (RFC 9110 §10.2.3)."""
-    value = headers.get("Retry-After")
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - _date(headers)).total_seconds())
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
 def _same(entry: Mapping[str, Any], claim: Claim) -> bool:
     media = tuple(str(media_id) for media_id in entry.get("media_ids") or ())
     return entry.get("text", "") == claim.content and media == claim.media_ids
-
-
-def _date(headers: Mapping[str, str]) -> datetime:
-    try:
-        date = parsedate_to_datetime(headers["Date"])
-        return date if date.tzinfo else date.replace(tzinfo=UTC)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return datetime.now(UTC)
 
 
 def _json_object(body: bytes) -> dict[str, Any] | None:
