@@ -5,7 +5,6 @@ Celery's own scheduler keeps a heap of periodic tasks in memory. Ours keeps none
 (`workers.wakeups`), so any number of pacers may run, and one that dies takes nothing with it.
 """
 
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,14 +16,11 @@ from workers import telemetry
 from workers.clock import monotonic_s
 from workers.health import pulse
 from workers.telemetry import logger
-from workers.wakeups import Nudges, Wakeups
+from workers.wakeups import PUBLICATION, Due, Nudges, Wakeups
 
 AT_ONCE = 500
 LONGEST_SLEEP_S = 1.0
 """So that a request to stop is heard, and a nudge made good that came while the connection was being made anew."""
-
-STALE_S = 30.0
-"""A drain that nobody began by then is dropped: the account has been published again since."""
 
 log = logger(__name__)
 
@@ -50,7 +46,7 @@ class Pacer(Scheduler):
             due = wakeups.take_due(AT_ONCE)
             telemetry.pacer_lag.set(due.late_s)
             if due.accounts:
-                self._publish(due.accounts)
+                self._publish(due)
             if len(due.accounts) < AT_ONCE:
                 nudges.wait(min(LONGEST_SLEEP_S, LONGEST_SLEEP_S if due.next_s is None else due.next_s))
         except TokensUnavailable as error:
@@ -61,12 +57,17 @@ class Pacer(Scheduler):
             return LONGEST_SLEEP_S
         return 0.0
 
-    def _publish(self, accounts: Sequence[str]) -> None:
-        """A drain for each, to Redis in one round trip: the last of five hundred must not be late by as many."""
+    def _publish(self, due: Due) -> None:
+        """A drain for each, to Redis in one round trip: the last of five hundred must not be late by as many.
+
+        Not with Celery's `expires`, which a worker compares with its own wall clock: one that is ahead would discard
+        every drain. `Wakeups.begin_drain` recognises stale copies by the publication's number.
+        """
         drain = self.app.tasks["paceline.drain"]
+        headers = {PUBLICATION: due.publication}
         with self.producer.batch(max_size=AT_ONCE):
-            for account_id in accounts:
-                drain.apply_async((account_id,), producer=self.producer, expires=STALE_S)
+            for account_id in due.accounts:
+                drain.apply_async((account_id,), producer=self.producer, headers=headers)
 
     def _ensure_connected(self) -> Any:
         """Ask each of the broker's hosts once: the next tick asks again. Celery's own would stay here until one

@@ -10,6 +10,7 @@ from workers.celery_app import app
 from workers.domain.errors import StoreUnavailable, Unreadable
 from workers.services.recovery import verify as verify_due
 from workers.telemetry import logger
+from workers.wakeups import PUBLICATION
 
 VERIFIERS = threading.BoundedSemaphore(2)
 """Look-ups may take long, and drains want the process's threads too."""
@@ -23,7 +24,7 @@ def drain(self: Any, account_id: str) -> None:
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(account_id=account_id)
     try:
-        self.app.process.dispatcher.drain(account_id)
+        self.app.process.dispatcher.drain(account_id, (self.request.headers or {}).get(PUBLICATION))
     except Unreadable as error:
         log.error("credentials_unreadable", error=str(error))  # its messages wait for a worker that has the key
     except (StoreUnavailable, TokensUnavailable) as error:

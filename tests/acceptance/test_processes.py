@@ -1,5 +1,6 @@
 """Whole processes, killed and stopped: nothing lost, nothing twice, nothing beyond the limit, as the upstream saw."""
 
+import json
 import os
 import signal
 import time
@@ -40,6 +41,45 @@ def test_kill_9_of_the_worker_in_the_middle(make_stack: MakeStack) -> None:
     assert api.await_over(45) == ["sent"] * 25
     assert stack.services["worker1"].restarts == 1
     judge(stack, 25)
+
+
+CLOCK_AHEAD = """
+import datetime, sys, time
+
+if "worker" in sys.orig_argv:
+    wall, wall_ns, real = time.time, time.time_ns, datetime.datetime
+
+    class Kind(type):
+        def __instancecheck__(cls, value):
+            return isinstance(value, real)
+
+    class Ahead(real, metaclass=Kind):
+        @classmethod
+        def now(cls, tz=None):
+            return real.fromtimestamp(time.time(), tz)
+
+        @classmethod
+        def utcnow(cls):
+            return cls.now(datetime.timezone.utc).replace(tzinfo=None)
+
+    time.time = lambda: wall() + 31
+    time.time_ns = lambda: wall_ns() + 31_000_000_000
+    datetime.datetime = Ahead
+"""
+"""A sitecustomize module. It shifts the wall clock of a worker process, before anything is imported there."""
+
+
+def test_a_worker_whose_clock_is_ahead_sends_all_the_same(make_stack: MakeStack, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(CLOCK_AHEAD)
+    stack = make_stack(RATE_LIMIT="10/3s", PYTHONPATH=str(tmp_path))
+    api = Api(stack)
+    sent = [api.send(f"fan-{n}") for n in range(15)]
+    assert api.await_over(30) == ["sent"] * 15
+    judge(stack, 15)
+    log = (stack.data_dir / "logs" / "worker1.log").read_text()
+    stamps = [json.loads(line)["timestamp"] for line in log.splitlines() if '"message_sent"' in line]
+    queued = datetime.fromisoformat(sent[0]["queuedAt"])
+    assert all((datetime.fromisoformat(at) - queued).total_seconds() > 30 for at in stamps), "the clock was not ahead"
 
 
 def test_redis_killed_and_back_empty(make_stack: MakeStack, servers_of: ServersOf) -> None:

@@ -22,7 +22,8 @@ MAY_IMPORT = {
     " workers.store.queries workers.store.audit.AuditFilter workers.store.session.Row workers.store.accounts.Account",
     # processes, from start to end
     "workers.processes": "workers",
-    "workers.tasks": "workers.celery_app workers.services workers.domain workers.telemetry ratelimit",
+    "workers.tasks": "workers.celery_app workers.services workers.wakeups.PUBLICATION workers.domain workers.telemetry"
+    " ratelimit",
     "workers.pacer": "workers.services workers.wakeups workers.domain workers.telemetry workers.health workers.clock"
     " ratelimit",
     "workers.reconciler": "workers.bootstrap workers.services workers.store workers.domain workers.telemetry"

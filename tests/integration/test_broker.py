@@ -1,14 +1,17 @@
 """Celery's broker out of reach: asked again soon, and never waited for."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from kombu.exceptions import OperationalError
 
 from deploy.stack import free_port
+from workers.bootstrap import Adapters
 from workers.celery_app import app
 from workers.consumer import Consumer
 from workers.pacer import Pacer
+from workers.wakeups import PUBLICATION
 
 
 @pytest.fixture
@@ -40,3 +43,30 @@ def test_a_worker_asks_for_its_broker_steadily() -> None:
         0,
         1,
     )
+
+
+def test_a_published_drain_has_a_number_and_no_wall_clock_to_expire_by(
+    adapters: Adapters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(app.conf, "broker_url", "memory://")
+    app.loader.import_default_modules()
+    adapters.wakeups.wake("default")
+    due = adapters.wakeups.take_due()
+    pacer = Pacer(app)
+    pacer._publish(due)
+    with app.connection_for_read() as connection:
+        message = connection.SimpleQueue(app.conf.task_default_queue).get(timeout=5)
+    pacer.close()
+    assert (message.headers["expires"], message.headers["eta"]) == (None, None)
+    assert message.headers[PUBLICATION] == due.publication == 1
+
+
+def test_a_task_hands_the_number_of_its_publication_to_the_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+    drained: list[object] = []
+    dispatcher = SimpleNamespace(drain=lambda *what: drained.append(what))
+    monkeypatch.setattr(app, "process", SimpleNamespace(dispatcher=dispatcher), raising=False)
+    app.loader.import_default_modules()
+    drain = app.tasks["paceline.drain"]
+    drain.apply(("a",), headers={PUBLICATION: 7})
+    drain.apply(("a",))  # from a pacer of an older version
+    assert drained == [("a", 7), ("a", None)]

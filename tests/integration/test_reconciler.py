@@ -185,6 +185,17 @@ def test_what_is_over_and_old_goes_in_small_batches_and_nothing_else_goes(
     assert "pruned" not in rounds.tick(), "it rests until the next chores"
 
 
+@pytest.mark.parametrize("days", [-100, 100])
+def test_what_is_old_is_told_by_the_databases_clock_alone(
+    adapters: Adapters, rounds: Reconciler, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    fill(adapters, "sent", 5, days_old=40)
+    fill(adapters, "sent", 3, days_old=20)
+    wall = time.time
+    monkeypatch.setattr(time, "time", lambda: wall() + days * DAY_S)  # of the machine that the reconciler runs on
+    assert rounds.tick()["pruned"] == 5
+
+
 def test_the_books_of_a_long_limit_outlast_the_retention(with_settings: Callable[..., Adapters]) -> None:
     adapters = with_settings(retention_days=5)
     rounds = Reconciler(adapters, verify=lambda: None)

@@ -190,6 +190,51 @@ def test_one_accounts_published_drain_does_not_hold_back_another(wakeups: Wakeup
     assert taken(wakeups) == ("b",)
 
 
+# --- copies of a drain
+
+
+def published(wakeups: Wakeups) -> int:
+    wakeups.wake("a")
+    due = wakeups.take_due()
+    assert due.accounts == ("a",)
+    return due.publication
+
+
+def test_a_stale_copy_does_not_begin_since_another_has_seen_all_it_was_for(wakeups: Wakeups, clock: Clock) -> None:
+    copies = []
+    for n in range(3):  # no worker is free meanwhile
+        clock.at(n * PUBLISHED_FOR_S)
+        copies.append(published(wakeups))
+    assert wakeups.begin_drain("a", "drain-1", 4, copies[0])
+    assert not wakeups.begin_drain("a", "drain-2", 4, copies[1])
+    assert not wakeups.begin_drain("a", "drain-3", 4, copies[2])
+    assert wakeups.begin_drain("a", "drain-4", 4, published(wakeups))
+
+
+def test_a_stale_copy_does_not_stand_for_a_drain_published_since(wakeups: Wakeups, clock: Clock) -> None:
+    first = published(wakeups)
+    clock.at(PUBLISHED_FOR_S)
+    stale = published(wakeups)
+    wakeups.begin_drain("a", "drain-1", 2, first)
+    published(wakeups)
+    assert not wakeups.begin_drain("a", "drain-2", 2, stale)
+    wakeups.wake("a")
+    assert taken(wakeups) == ()  # that one has not begun yet
+
+
+def test_a_copy_for_one_account_is_not_stale_because_of_another(wakeups: Wakeups) -> None:
+    number = published(wakeups)
+    wakeups.begin_drain("b", "drain-1", 1)
+    assert wakeups.begin_drain("a", "drain-2", 1, number)
+
+
+def test_no_clock_makes_a_copy_stale(wakeups: Wakeups, clock: Clock) -> None:
+    for an_hour_s in (3600, -3600):
+        number = published(wakeups)
+        clock.at(an_hour_s)
+        assert wakeups.begin_drain("a", f"drain {an_hour_s}", 4, number)
+
+
 # --- places for drains
 
 

@@ -105,14 +105,16 @@ class Dispatcher:
     unconfirmed: deque[str] = field(default_factory=deque)
     """Tokens of claims that were perhaps committed and perhaps not, by drains that have ended. Nobody uses them."""
 
-    def drain(self, account_id: str) -> DrainReport:
-        """Send what the account may send now. Leaves a wake-up for when there is more to do."""
+    def drain(self, account_id: str, publication: int | None = None) -> DrainReport:
+        """Send what the account may send now. Leaves a wake-up for when there is more to do.
+
+        publication: the number that the pacer published this drain under; a stale copy does nothing."""
         account = accounts.get(self.db, account_id)
         if account is None:
             return DrainReport()
         limits = account.limits or self.default_limits
         drain_id = drain_name(self.worker)
-        if not self.wakeups.begin_drain(account_id, drain_id, drains_needed(limits)):
+        if not self.wakeups.begin_drain(account_id, drain_id, drains_needed(limits), publication):
             return DrainReport()
         drain = _Drain(self, account, limits, drain_id)
         try:

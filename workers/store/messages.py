@@ -17,7 +17,6 @@ plans (`test_plans.py`).
 """
 
 import math
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -847,6 +846,8 @@ WITH old AS (SELECT * FROM (
 DELETE FROM messages m USING old WHERE m.id = old.id RETURNING m.id
 """
 
+_CLOCK = "SELECT extract(epoch FROM now())::float8 AS now_s"
+
 
 def prune(db: Database, older_than_s: float, most: int) -> int:
     """Forget finished messages, with their attempts, that ended longer ago than this. Never one that waits or is dead.
@@ -854,7 +855,8 @@ def prune(db: Database, older_than_s: float, most: int) -> int:
     Ids begin with the time of acceptance, so the primary key leads to the oldest. Returns how many it were, at most
     `most`: a small batch at a time keeps the tables healthy.
     """
-    oldest_kept = ULID.from_timestamp(time.time() - older_than_s)
+    [clock] = db.all(_CLOCK)
+    oldest_kept = ULID.from_timestamp(clock["now_s"] - older_than_s)
     params = {"before_id": f"msg_{oldest_kept}", "older_than_s": older_than_s, "most": most}
     return len(db.all(_PRUNE, params))
 

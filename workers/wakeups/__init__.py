@@ -8,7 +8,6 @@ here is the truth.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import redis
 
@@ -30,8 +29,12 @@ EXPECTED_LATENCY_S = 0.2
 _KEYS = "paceline:{wakeups}:"
 _DUE, _PUBLISHED = _KEYS + "due", _KEYS + "published"
 _AGAIN, _VERIFY = _KEYS + "again", _KEYS + "verify"
+_PUBLICATIONS, _BEGUN = _KEYS + "publications", _KEYS + "begun"
 _PROCESSED, _LATENCY = _KEYS + "processed", _KEYS + "latency"
 _BROKER_AWAY = _KEYS + "broker_away"
+
+PUBLICATION = "paceline_publication"
+"""The header of a drain task that carries `Due.publication`. A worker of an older version ignores it."""
 
 NUDGE = _KEYS + "nudge"
 """The channel that pacers listen to."""
@@ -44,11 +47,12 @@ _HERE = Path(__file__).parent
 @dataclass(frozen=True, slots=True)
 class Due:
     """accounts: to be drained now. next_s: seconds until the next wake-up, None if there is none.
-    late_s: how late the latest of them is."""
+    late_s: how late the latest of them is. publication: the number that their drains are published under."""
 
     accounts: tuple[str, ...]
     next_s: float | None
     late_s: float
+    publication: int
 
 
 class Wakeups:
@@ -120,27 +124,32 @@ class Wakeups:
     def take_due(self, most: int = 500) -> Due:
         """Take what is due. Whoever takes it publishes it."""
         args = [most, to_us(PUBLISHED_FOR_S)]
-        next_us, late_us, *accounts = answered(lambda: self._take_due(keys=[_DUE, _PUBLISHED], args=args))
+        keys = [_DUE, _PUBLISHED, _PUBLICATIONS]
+        next_us, late_us, publication, *accounts = answered(lambda: self._take_due(keys=keys, args=args))
         next_s = None if int(next_us) < 0 else int(next_us) / MICROSECONDS
-        return Due(tuple(accounts), next_s, int(late_us) / MICROSECONDS)
+        return Due(tuple(accounts), next_s, int(late_us) / MICROSECONDS, int(publication))
 
     def listen(self) -> "Nudges":
         """For a pacer to sleep on."""
         return Nudges(self._redis)
 
-    def begin_drain(self, account_id: str, drain_id: str, most: int) -> bool:
+    def begin_drain(self, account_id: str, drain_id: str, most: int, publication: int | None = None) -> bool:
         """Take one of the account's `most` places for drains. False if all are taken: then whoever gives one up has the
-        account looked at again, so that what came in during its last step is not overlooked."""
-        args = [account_id, drain_id, most, to_us(DRAIN_LEASE_S)]
-        return bool(self._place(account_id, args))
+        account looked at again, so that what came in during its last step is not overlooked.
+
+        publication: the number that this drain was published under (`Due.publication`). False also if another drain of
+        the account has begun since: while all workers are busy, copies of a drain pile up in the broker. Numbers tell
+        stale copies apart, since clocks of two machines cannot.
+        """
+        return self._place(account_id, drain_id, most, publication)
 
     def renew_drain(self, account_id: str, drain_id: str) -> None:
-        args = [account_id, drain_id, -1, to_us(DRAIN_LEASE_S)]
-        self._place(account_id, args)
+        self._place(account_id, drain_id, -1)
 
-    def _place(self, account_id: str, args: list[Any]) -> int:
-        keys = [_PUBLISHED, _drains(account_id), _AGAIN]
-        return int(answered(lambda: self._begin_drain(keys=keys, args=args)))
+    def _place(self, account_id: str, drain_id: str, most: int, publication: int | None = None) -> bool:
+        keys = [_PUBLISHED, _drains(account_id), _AGAIN, _PUBLICATIONS, _BEGUN]
+        args = [account_id, drain_id, most, to_us(DRAIN_LEASE_S), "" if publication is None else publication]
+        return bool(answered(lambda: self._begin_drain(keys=keys, args=args)))
 
     def end_drain(
         self, account_id: str, drain_id: str, *, next_s: float | None = None, latency_s: float | None = None
