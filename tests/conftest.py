@@ -74,13 +74,11 @@ def _upstream() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def upstream(_upstream: Sandbox) -> Sandbox:
-    """The sandbox, as new: no faults, an empty ledger, honouring idempotency keys, hardly limiting."""
+    """The sandbox, as new: there, no faults, an empty ledger, honouring idempotency keys, hardly limiting."""
     _upstream.reset()
     _upstream.faults.clear()
-    _upstream.ledger.idempotent = True
-    _upstream.ledger.enforce = True
-    _upstream.history = True
-    _upstream.latency_ms = 0
+    _upstream.away = None
+    _upstream.switch(Sandbox().switches())
     return _upstream
 
 

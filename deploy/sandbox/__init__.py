@@ -7,18 +7,25 @@ that arrived, and misbehaves on request. It shares no code with what it judges.
 
     message.py   what may be sent: the request body, validated
     faults.py    which misbehaviour a request meets
+    chats.py     the history: what is kept of a text, and who wrote it
     ledger.py    the judgement and the record: pure, time is an argument
     server.py    HTTP, sockets, threads; `Sandbox` for tests and the demo, `serve` for a process of its own
 
 What becomes of a POST /chats/send-message, in this order:
 
-1. no bearer token: 401; a body that is no message: 400
-2. the window of that key is full: 429 with Retry-After (`enforce=False`: let through, marked `overshoot`)
-3. a fault applies (below); a request stopped at the window has used up none
-4. `idempotent`, and the Idempotency-Key is known: the first answer again with `Idempotent-Replayed: true`;
+1. the upstream is `away` with a fault: that fault
+2. no bearer token: 401; a body that is no message: 400
+3. the window of that key is full: 429 with Retry-After (`enforce=False`: let through, marked `overshoot`)
+4. `idempotent`, and the first use of the Idempotency-Key still runs (the fault `in_use`): 409
+5. a fault applies (below); a request stopped before this has used up none
+6. `idempotent`, and the Idempotency-Key is known: the first answer again with `Idempotent-Replayed: true`;
    if the key was another message's, 409, for to swallow that message would hide a loss
    (`late` is decided at the end of its wait, not at the beginning: from then on it counts)
-5. accepted: it has an id, is in its chat's history, and counts in the window
+7. accepted: it has an id, is in its chat's history, and counts in the window
+   (`in_use` counts from its arrival, and is in the history at the end of its wait)
+
+With `keeps_refusals` a refusal by a fault is a first answer, too, and is replayed: a 4xx other than 408, 409, 425 and
+429, which say to try again.
 
 The window is half open, (t - period, t], in whole nanoseconds: exactly one period later is allowed again.
 Accepted and replayed requests count in it, for a replay is a request that arrived. Those answered 429, 4xx or
@@ -32,6 +39,19 @@ Idempotency-Key, else its text):
     cut-…        accepted, but the first request's connection is closed without an answer
     slow-…       accepted, and answered after 2 s, always
     throttle-…   429 to the first request, then accepted
+    jammed-…     429 with Retry-After: 1, always: this chat's own limit, which no pause mends
+    blocked-…    403 "This user has blocked you", always
+    gone-…       404 "This chat does not exist", always
+
+What GET /chats/<chat_id>/messages shows:
+
+    keeps          "as sent", or what the platform does to a text it keeps: any of nfc, lf, trimmed, html, joined by
+                   commas. The answer to the request and the ledger have the text as it was sent.
+    authors        whether each message has `"from_user": {"id": …}`: the id of GET /me, or the chat's for the fan
+    history        off: 404
+    history_hangs  chats, and API keys, whose history is asked for and never answered
+
+`fan_says` and `typed_by_hand` add messages that no request brought.
 
 Faults by script and by chance, and the evidence (the fields: `Fault`; which one wins: `Faults`):
 
@@ -39,7 +59,11 @@ Faults by script and by chance, and the evidence (the fields: `Fault`; which one
     GET    /_sandbox/faults    the rules, with the uses they have left, and the rates
     DELETE /_sandbox/faults    forget the rules
     PUT    /_sandbox/rates     {"rates": {"status:503": 0.05, "hang:30": 0.01}, "seed": 7}; no rates: no more
-    POST   /_sandbox/outage    {"for_s": 3}: cut everybody off, and refuse connections for so long
+    POST   /_sandbox/outage    {"for_s": 3}: cut everybody off, and refuse connections for so long; with the fields of a
+                               fault besides, every request meets it: {"for_s": 3, "kind": "status", "retry_after_s": 5}
+    GET    /_sandbox/switches  all that may be switched while it runs, by name: `server.SWITCHES`
+    PATCH  /_sandbox/switches  {"keeps": "trimmed,html", "authors": false}
+    POST   /_sandbox/chats/<chat_id>/messages  {"key": …, "text": …, "by": "fan"}: the fan writes; "user": typed by hand
     GET    /_sandbox/ledger    ?since=n: the entries after the nth
     DELETE /_sandbox/ledger    forget entries, history, windows, Idempotency-Keys, and who was flaky
     GET    /_sandbox/summary   the counts, and the fullest window there was
@@ -49,6 +73,7 @@ The control paths ask for no token, and the ledger shows API keys as they were g
 loopback and made-up keys. Nothing is ever logged.
 """
 
+from deploy.sandbox.chats import Chats
 from deploy.sandbox.faults import Fault, Faults
 from deploy.sandbox.ledger import Answer, Arrival, Entry, Ledger, Limit, parse_limits, summarize
 from deploy.sandbox.message import Message
@@ -57,6 +82,7 @@ from deploy.sandbox.server import Sandbox, serve
 __all__ = [
     "Answer",
     "Arrival",
+    "Chats",
     "Entry",
     "Fault",
     "Faults",

@@ -22,6 +22,9 @@ KINDS: Final = {
     "cut_midway": "accept, then close the connection after half of the answer's body",
     "late": "hold the request for `delay_s`, and only then accept it, and close the connection without an answer",
     "hang": "accept, hold the connection open for `delay_s` without an answer, then close it",
+    "swallow": "hold the connection open for `delay_s` without an answer, then close it; not accepted",
+    "in_use": "work on the request for `delay_s` with its Idempotency-Key in use, then show it and answer",
+    "in_use_cut": "close the connection at once, and work on the request as `in_use` does",
     "delay": "accept, answer after `delay_s`",
     "drip": "accept, answer one byte at a time, `delay_s` in all",
     "garbage": "accept, answer 200 with bytes that are not JSON",
@@ -46,9 +49,9 @@ class Fault:
     """One of KINDS."""
     status: int = 503
     delay_s: float | None = None
-    """For the kinds that wait: 2 s if not given; `hang` 30 s, to outlast the patience of a client."""
+    """For the kinds that wait: 2 s if not given; `hang` and `swallow` 30 s, to outlast the patience of a client."""
     retry_after_s: float | None = None
-    """The Retry-After of a `status`; a 429 always has one, 1 s if not given."""
+    """The Retry-After of a `status`, and of the 409 for a key `in_use`; a 429 always has one, 1 s if not given."""
     error: str | None = None
     """The words of a `status`."""
     times: int | None = 1
@@ -87,19 +90,24 @@ class Fault:
     @property
     def accepts(self) -> bool:
         """Whether a message that meets it is accepted all the same."""
-        return self.kind not in ("status", "cut_before")
+        return self.kind not in ("status", "cut_before", "swallow")
 
     @property
     def answers(self) -> bool:
         """Whether the client gets a status line at all."""
-        return self.kind not in ("cut_before", "cut", "late", "hang")
+        return self.kind not in ("cut_before", "cut", "late", "hang", "swallow", "in_use_cut")
+
+    @property
+    def uses_key(self) -> bool:
+        """Whether the Idempotency-Key is in use for `wait_s`: accepted at once, shown in the history in the end."""
+        return self.kind in ("in_use", "in_use_cut")
 
     @property
     def wait_s(self) -> float:
         """How long a kind that waits does so."""
         if self.delay_s is not None:
             return self.delay_s
-        return 30.0 if self.kind == "hang" else 2.0
+        return 30.0 if self.kind in ("hang", "swallow") else 2.0
 
     def meets(self, message: Message) -> bool:
         """Whether it is meant for this message."""
@@ -112,6 +120,9 @@ BY_NAME: Final = {
     "cut": Fault("cut", times=1),
     "slow": Fault("delay", delay_s=2.0, times=None),
     "throttle": Fault("status", status=429, times=1),
+    "jammed": Fault("status", status=429, retry_after_s=1, error="This chat receives too many messages", times=None),
+    "blocked": Fault("status", status=403, error="This user has blocked you", times=None),
+    "gone": Fault("status", status=404, error="This chat does not exist", times=None),
 }
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import re
-from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from decimal import Decimal
 from itertools import count
 from typing import Final
 
+from deploy.sandbox.chats import Chats, user_of
 from deploy.sandbox.faults import Fault
 from deploy.sandbox.message import Message
 
@@ -29,6 +29,8 @@ VERDICTS: Final = ("accepted", "replayed", "throttled", "refused", "failed", "dr
 refused: any other 4xx · failed: any other status · dropped: cut before it was accepted"""
 COUNTED: Final = ("accepted", "replayed")
 """The verdicts that fill the window."""
+NOT_KEPT: Final = (408, 409, 425, 429)
+"""The refusals that no upstream keeps under an Idempotency-Key: they say to try again."""
 
 _UNITS: Final = {"s": 1, "second": 1, "minute": 60, "hour": 3600, "day": 86400}
 
@@ -117,25 +119,48 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
     fault: Fault | None = None
     held: bool = False
-    """Not decided yet: to be judged once more, with this fault as `held`, after the fault's `wait_s`."""
+    """Not over yet. After the fault's `wait_s`: to be judged once more with this fault as `held` if it is `late`, else
+    to be finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class _FirstUse:
+    """What a request under an Idempotency-Key was answered. Everybody who uses the key again is answered the same."""
+
+    message: Message
+    status: int
+    body: Mapping[str, object]
 
 
 class Ledger:
-    """Everything that arrived, and what follows. `enforce` and `idempotent` may be switched at any time."""
+    """Everything that arrived, and what follows. `enforce`, `idempotent`, `keeps_refusals`, `chats.keeps` and
+    `chats.authors` may be switched at any time."""
 
-    def __init__(self, limits: str = "10/minute", *, enforce: bool = True, idempotent: bool = True) -> None:
+    def __init__(
+        self,
+        limits: str = "10/minute",
+        *,
+        enforce: bool = True,
+        idempotent: bool = True,
+        keeps_refusals: bool = False,
+        chats: Chats | None = None,
+    ) -> None:
         self.limits = parse_limits(limits)
         self.enforce = enforce
         self.idempotent = idempotent
+        self.keeps_refusals = keeps_refusals
+        """Whether a refusal, too, is the answer to every later request under its Idempotency-Key."""
+        self.chats = chats or Chats()
         self._ids = count(1)  # goes on after clear(): an id is never given twice
         self.clear()
 
     def clear(self) -> None:
         """Forget the entries, the history, the windows and the Idempotency-Keys."""
         self.entries: list[Entry] = []
+        self.chats.clear()
         self._counted: defaultdict[str, list[int]] = defaultdict(list)  # API key: times, ascending
-        self._first: dict[tuple[str, str], tuple[Message, dict[str, object]]] = {}
-        self._chats: defaultdict[str, dict[str, list[dict[str, object]]]] = defaultdict(dict)
+        self._first: dict[tuple[str, str], _FirstUse] = {}
+        self._at_work: dict[str, tuple[Message, Fault]] = {}  # by id: accepted, and not in the history yet
 
     def wait_ns(self, key: str, at_ns: int) -> int:
         """How long until this key may send, in nanoseconds; 0 is now.
@@ -156,28 +181,75 @@ class Ledger:
     ) -> Answer:
         """Decide about a well-formed request, and record it.
 
-        `misbehave` is asked only about one that the window lets through. One that is to be `late` is not recorded until
-        it comes a second time, as `held`: it counts from when it is accepted. ValueError if time went back.
+        `misbehave` is asked only about one that the window lets through, and whose Idempotency-Key is not in use. One
+        that is to be `late` is not recorded until it comes a second time, as `held`: it counts from when it is
+        accepted. ValueError if time went back.
         """
         message = arrival.message
         wait_ns = self.wait_ns(message.key, arrival.at_ns)
         if wait_ns and self.enforce:
             return self.refuse(arrival, 429, "Too many messages", wait_ns / 1e9)
+        if in_use := self._in_use(message):
+            return self.refuse(arrival, 409, "This Idempotency-Key is in use", in_use.retry_after_s)
         fault = held or misbehave(message)
         if fault is not None and fault.kind == "late" and held is None:
             return Answer(202, {}, {}, fault, held=True)
         if fault is not None and not fault.accepts:
-            words = fault.error or f"The sandbox was told to answer {fault.status}"
-            return self.refuse(arrival, fault.status, words, fault.retry_after_s, fault)
+            return self.turn_away(arrival, fault)
+        first = self._first.get((message.key, message.idempotency_key or "")) if self.idempotent else None
+        return self._replay(arrival, first, fault) if first else self._accept(arrival, fault)
 
-        first, record = self._first.get((message.key, message.idempotency_key or ""), (None, None))
-        if record is None or not self.idempotent:
-            entry = self._note(arrival, "accepted", 200, fault, f"up_{next(self._ids):012d}")
-            return Answer(200, self._keep(entry), {}, fault)
-        if first != message:
+    def finish(self, answer: Answer) -> None:
+        """End the work on a message that was held with its Idempotency-Key in use: it is in its chat from now on, and
+        the key is answered. Does nothing if the ledger was cleared meanwhile."""
+        message, _ = self._at_work.pop(str(answer.body["id"]), (None, None))
+        if message is not None:
+            self._keep(message, answer.body)
+
+    def turn_away(self, arrival: Arrival, fault: Fault) -> Answer:
+        """Record a request that meets a fault which accepts nothing."""
+        words = fault.error or f"The sandbox was told to answer {fault.status}"
+        answer = self.refuse(arrival, fault.status, words, fault.retry_after_s, fault)
+        message, is_refusal = arrival.message, fault.kind == "status" and 400 <= fault.status < 500
+        if self.keeps_refusals and is_refusal and fault.status not in NOT_KEPT and message.idempotency_key is not None:
+            first = _FirstUse(message, answer.status, answer.body)
+            self._first.setdefault((message.key, message.idempotency_key), first)
+        return answer
+
+    def write(self, key: str, chat_id: str, text: str, wall: datetime, *, by_fan: bool) -> dict[str, object]:
+        """Add a message that no request brought to a chat: the fan's own, or one typed by the account's user."""
+        record = self._record(self._new_id(), Message(key, chat_id, text), wall)
+        if by_fan:
+            record["from_user"] = {"id": chat_id}
+        self.chats.keep(key, record)
+        return record
+
+    def _in_use(self, message: Message) -> Fault | None:
+        if not self.idempotent or message.idempotency_key is None:
+            return None
+        for first, fault in self._at_work.values():
+            if (first.key, first.idempotency_key) == (message.key, message.idempotency_key):
+                return fault
+        return None
+
+    def _replay(self, arrival: Arrival, first: _FirstUse, fault: Fault | None) -> Answer:
+        if first.message != arrival.message:
             return self.refuse(arrival, 409, "This Idempotency-Key was another message's")
-        self._note(arrival, "replayed", 200, fault, str(record["id"]))
-        return Answer(200, record, {"Idempotent-Replayed": "true"}, fault)
+        is_refusal = first.status >= 400
+        id = None if is_refusal else str(first.body["id"])
+        self._note(arrival, "refused" if is_refusal else "replayed", first.status, fault, id)
+        return Answer(first.status, first.body, {"Idempotent-Replayed": "true"}, fault)
+
+    def _accept(self, arrival: Arrival, fault: Fault | None) -> Answer:
+        message, id = arrival.message, self._new_id()
+        self._note(arrival, "accepted", 200, fault, id)
+        record = self._record(id, message, arrival.wall)
+        held = fault is not None and fault.uses_key
+        if fault is not None and held:
+            self._at_work[id] = (message, fault)
+        else:
+            self._keep(message, record)
+        return Answer(200, record, {}, fault, held)
 
     def refuse(
         self,
@@ -197,27 +269,6 @@ class Ledger:
         self._note(arrival, verdict, status, fault)
         return Answer(status, {"error": words}, headers, fault)
 
-    def history(
-        self, key: str, chat_id: str, limit: int, before_id: str | None = None
-    ) -> tuple[list[dict[str, object]], str | None]:
-        """A page of a chat, newest first, and the id to ask for the next page with, None on the last.
-
-        Pages are cut by id, so what arrives between two of them moves nothing. ValueError for an unknown id.
-        """
-        messages = self._chats.get(key, {}).get(chat_id, [])
-        end = len(messages)
-        if before_id is not None:
-            end = bisect_left(messages, before_id, key=lambda message: str(message["id"]))
-            if end == len(messages) or messages[end]["id"] != before_id:
-                raise ValueError("next_id is not a message of this chat")
-        page = messages[max(0, end - limit) : end][::-1]
-        return page, str(page[-1]["id"]) if end > limit else None
-
-    def chats(self, key: str) -> list[dict[str, object]]:
-        """The chats of a key, each with its number of messages and the newest of them."""
-        chats = self._chats.get(key, {}).items()
-        return [{"id": id, "messages": len(messages), "last_message": messages[-1]} for id, messages in chats]
-
     def _note(self, arrival: Arrival, verdict: str, status: int, fault: Fault | None, id: str | None = None) -> Entry:
         at_ns, key = arrival.at_ns, arrival.message.key
         if self.entries and at_ns < self.entries[-1].arrival.at_ns:
@@ -236,26 +287,31 @@ class Ledger:
             self._counted[key].append(at_ns)
         return entry
 
-    def _keep(self, entry: Entry) -> dict[str, object]:
-        message = entry.arrival.message
-        record: dict[str, object] = {
-            "id": entry.id,
+    def _new_id(self) -> str:
+        return f"up_{next(self._ids):012d}"
+
+    def _record(self, id: str, message: Message, wall: datetime) -> dict[str, object]:
+        return {
+            "id": id,
             "chat_id": message.chat_id,
             "text": message.text,
             "media_ids": list(message.media_ids),
-            "created_at": iso(entry.arrival.wall),
+            "created_at": iso(wall),
+            "from_user": {"id": user_of(message.key)["id"]},
         }
-        self._chats[message.key].setdefault(message.chat_id, []).append(record)
+
+    def _keep(self, message: Message, record: Mapping[str, object]) -> None:
+        self.chats.keep(message.key, record)
         if message.idempotency_key is not None:
-            self._first.setdefault((message.key, message.idempotency_key), (message, record))
-        return record
+            self._first.setdefault((message.key, message.idempotency_key), _FirstUse(message, 200, record))
 
 
 def summarize(entries: Sequence[Entry], limits: Iterable[Limit]) -> dict[str, object]:
     """What the entries prove, all of it counted from them alone.
 
     `duplicates`: how many times a message was accepted beyond the first, known by its Idempotency-Key,
-    whichever API key it came with: a message sent twice from two accounts is sent twice. `overshoot`: how
+    whichever API key it came with: a message sent twice from two accounts is sent twice. `m1` and `m1.2` are keys
+    of one message: after an answered refusal a sender uses the second. `overshoot`: how
     many requests, of any verdict, arrived at a full window. `worst_window`: {api key: {"10/60s": n}}, the
     most that counted in any window.
     """
@@ -267,7 +323,7 @@ def summarize(entries: Sequence[Entry], limits: Iterable[Limit]) -> dict[str, ob
         if entry.verdict in COUNTED:
             times_ns[message.key].append(entry.arrival.at_ns)
         if entry.verdict == "accepted" and message.idempotency_key is not None:
-            accepted[message.idempotency_key] += 1
+            accepted[message.idempotency_key.partition(".")[0]] += 1
     return {
         "accepted": by_verdict["accepted"],
         "replayed": by_verdict["replayed"],

@@ -9,14 +9,14 @@ http.server and not a framework, because a cut needs the socket. Head and body l
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.parser import BytesParser
@@ -24,10 +24,12 @@ from email.policy import HTTP
 from http.client import responses
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
+from operator import attrgetter
 from socketserver import TCPServer
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from deploy.sandbox.chats import AS_SENT, Chats, user_of
 from deploy.sandbox.faults import Fault, Faults
 from deploy.sandbox.ledger import Answer, Arrival, Ledger, summarize
 from deploy.sandbox.message import Message, parse_message, parse_object
@@ -38,6 +40,30 @@ STOP_WITHIN_S: Final = 0.8
 ANSWER_FIRST_S: Final = 0.1
 """Before an outage begins, so that whoever asked for it hears that it will."""
 LONGEST_OUTAGE_S: Final = 3600
+SWITCHES: Final[Mapping[str, str]] = {
+    "enforce": "ledger.enforce",
+    "idempotent": "ledger.idempotent",
+    "keeps_refusals": "ledger.keeps_refusals",
+    "keeps": "ledger.chats.keeps",
+    "authors": "ledger.chats.authors",
+    "history": "history",
+    "history_hangs": "history_hangs",
+    "latency_ms": "latency_ms",
+}
+"""The attributes of a `Sandbox` that may be changed while it runs, by the names that the control API has for them."""
+
+
+def _is_keeps(value: object) -> bool:
+    return isinstance(value, str) and bool(Chats(value))  # ValueError, with the reason, if there is no such way
+
+
+_POSITIONS: Final[Mapping[str, Callable[[Any], bool]]] = dict.fromkeys(
+    SWITCHES, lambda value: isinstance(value, bool)
+) | {
+    "keeps": _is_keeps,
+    "history_hangs": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "latency_ms": lambda value: type(value) in (int, float) and value >= 0,
+}
 
 
 class Sandbox:
@@ -48,8 +74,8 @@ class Sandbox:
             ...                                       # send to upstream.url
             assert upstream.summary()["duplicates"] == 0
 
-    `ledger.enforce`, `ledger.idempotent`, `history` and `latency_ms` may be switched while it runs. Stopped
-    and started again it is the same upstream back from an outage: same port, same ledger.
+    The attributes named in SWITCHES may be changed while it runs, and so may `away`. Stopped and started again it is
+    the same upstream back from an outage: same port, same ledger.
     """
 
     def __init__(
@@ -58,16 +84,24 @@ class Sandbox:
         *,
         enforce: bool = True,
         idempotent: bool = True,
+        keeps_refusals: bool = False,
         history: bool = True,
+        keeps: str = AS_SENT,
+        authors: bool = True,
         latency_ms: float = 0,
         seed: int = 0,
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
-        self.ledger = Ledger(limits, enforce=enforce, idempotent=idempotent)
+        chats = Chats(keeps, authors=authors)
+        self.ledger = Ledger(limits, enforce=enforce, idempotent=idempotent, keeps_refusals=keeps_refusals, chats=chats)
         self.faults = Faults(seed)
         self.history = history
+        self.history_hangs: Collection[str] = ()
+        """The chats, and the API keys, whose history is asked for and never answered."""
         self.latency_ms = latency_ms
+        self.away: Fault | None = None
+        """What every request meets, whatever it asks for; None: the upstream is there. Must accept nothing."""
         self.host = host
         self.port = port
         self._lock = threading.Lock()
@@ -94,15 +128,29 @@ class Sandbox:
         self._stopped.set()
         self._hang_up()
 
-    def go_away(self, for_s: float) -> None:
-        """An outage, from a moment from now on: everything connected is cut, and nobody can connect for so long."""
+    def go_away(self, for_s: float, fault: Fault | None = None) -> None:
+        """An outage, from a moment from now on, for so long.
+
+        Without a fault everything connected is cut, and nobody can connect. With one, which must accept nothing, every
+        request meets it: `Fault("status", retry_after_s=5)` is a 503 with Retry-After, and `Fault("swallow")` connects
+        and says nothing.
+        """
+        if fault is not None and fault.accepts:
+            raise ValueError("an upstream that is away accepts nothing: status, cut_before or swallow")
 
         def outage() -> None:
             if self._stopped.wait(ANSWER_FIRST_S):
                 return
-            self._hang_up()
-            if not self._stopped.wait(for_s):
+            if fault is None:
+                self._hang_up()
+            else:
+                self.away = fault
+            if self._stopped.wait(for_s):
+                return
+            if fault is None:
                 self.start()
+            elif self.away is fault:  # not replaced meanwhile by another outage
+                self.away = None
 
         threading.Thread(target=outage, name="outage", daemon=True).start()
 
@@ -123,6 +171,26 @@ class Sandbox:
         with self._lock:
             return self.ledger.judge(self._arrival(message), self.faults.next_for, held)
 
+    def finish(self, answer: Answer) -> None:
+        """End the work on a message that was held with its Idempotency-Key in use."""
+        with self._lock:
+            self.ledger.finish(answer)
+
+    def turn_away(self, message: Message, fault: Fault) -> Answer:
+        """Record a request to send that came while the upstream was away."""
+        with self._lock:
+            return self.ledger.turn_away(self._arrival(message), fault)
+
+    def fan_says(self, key: str, chat_id: str, text: str) -> dict[str, object]:
+        """A message of the recipient's own appears in the chat."""
+        with self._lock:
+            return self.ledger.write(key, chat_id, text, datetime.now(UTC), by_fan=True)
+
+    def typed_by_hand(self, key: str, chat_id: str, text: str) -> dict[str, object]:
+        """A message that the account's user typed somewhere else appears in the chat. It counts in no window."""
+        with self._lock:
+            return self.ledger.write(key, chat_id, text, datetime.now(UTC), by_fan=False)
+
     def refuse(self, message: Message, status: int, words: str) -> Answer:
         """Record a request that is no message."""
         with self._lock:
@@ -131,13 +199,13 @@ class Sandbox:
     def page(self, key: str, chat_id: str, limit: int, before_id: str | None) -> dict[str, object]:
         """A page of a chat's history; ValueError for an unknown id."""
         with self._lock:
-            messages, next_id = self.ledger.history(key, chat_id, limit, before_id)
+            messages, next_id = self.ledger.chats.page(key, chat_id, limit, before_id)
         return {"messages": messages, "next_id": next_id}
 
     def chats(self, key: str) -> dict[str, object]:
         """The chats of a key."""
         with self._lock:
-            return {"chats": self.ledger.chats(key)}
+            return {"chats": self.ledger.chats.of(key)}
 
     def new_media_id(self) -> str:
         """An id for an uploaded file. The file itself is not kept."""
@@ -156,6 +224,22 @@ class Sandbox:
             entries = self.ledger.entries[:]
         # Counted outside the lock: it must not keep arrivals waiting.
         return summarize(entries, self.ledger.limits)
+
+    def switches(self) -> dict[str, object]:
+        """The SWITCHES as they are."""
+        switches = {name: attrgetter(path)(self) for name, path in SWITCHES.items()}
+        return switches | {"history_hangs": sorted(self.history_hangs)}
+
+    def switch(self, wanted: Mapping[str, object]) -> None:
+        """Change some of SWITCHES; ValueError if there is no such switch, or no such position of it."""
+        if unknown := wanted.keys() - SWITCHES.keys():
+            raise ValueError(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(SWITCHES)}")
+        for name, value in wanted.items():
+            if not _POSITIONS[name](value):
+                raise ValueError(f"{name} cannot be {value!r}")
+        for name, value in wanted.items():
+            owner, _, attribute = SWITCHES[name].rpartition(".")
+            setattr(attrgetter(owner)(self) if owner else self, attribute, value)
 
     def reset(self) -> None:
         """Forget all that arrived. The faults stay; to recipients who misbehave every message is new."""
@@ -283,6 +367,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self, body: bytes) -> Answer:
         sandbox = self.server.sandbox
         url = urlsplit(self.path)
+        if sandbox.away is not None and not url.path.startswith("/_sandbox/"):
+            return self._turn_away(sandbox.away, url.path, body)
         query = {name: values[-1] for name, values in parse_qs(url.query).items()}
         match self.command, [unquote(part) for part in url.path.split("/")[1:]]:
             case "POST", ["chats", "send-message"]:
@@ -291,13 +377,14 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._upload(body)
             case "GET", ["chats", chat_id, "messages"] if sandbox.history:
                 key, limit = self._key(), _number(query, "limit", 10, least=1, most=100)
+                if {key, chat_id} & {*sandbox.history_hangs}:
+                    return Answer(200, {}, fault=Fault("hang"))
                 with _told_as_400():
                     return Answer(200, sandbox.page(key, chat_id, limit, query.get("next_id")))
             case "GET", ["chats"]:
                 return Answer(200, sandbox.chats(self._key()))
             case "GET", ["me"]:
-                name = hashlib.sha256(self._key().encode()).hexdigest()[:12]
-                return Answer(200, {"id": f"user_{name}", "name": f"Sandbox user {name}"})
+                return Answer(200, user_of(self._key()))
             case method, ["_sandbox", *rest]:
                 return self._control(method, rest, query, body)
         raise _RefusedError(404, f"There is no {self.command} {url.path} here")
@@ -313,10 +400,33 @@ class _Handler(BaseHTTPRequestHandler):
         except ValueError as problem:
             return sandbox.refuse(no_message, 400, str(problem))
         answer = sandbox.receive(message)
-        if answer.held and answer.fault is not None:
-            self._pause(answer.fault.wait_s)
-            return sandbox.receive(message, held=answer.fault)
+        return self._hold(message, answer, answer.fault) if answer.held and answer.fault else answer
+
+    def _hold(self, message: Message, answer: Answer, fault: Fault) -> Answer:
+        """The rest of a request that is not over yet."""
+        sandbox = self.server.sandbox
+        if not fault.uses_key:
+            self._pause(fault.wait_s)
+            return sandbox.receive(message, held=fault)
+        if fault.kind == "in_use_cut":
+            with suppress(OSError):  # the client was quicker
+                self.connection.shutdown(socket.SHUT_RDWR)
+        try:
+            self._pause(fault.wait_s)
+        finally:  # an upstream that cuts everybody off still does what it has begun
+            sandbox.finish(answer)
         return answer
+
+    def _turn_away(self, fault: Fault, path: str, body: bytes) -> Answer:
+        if path != "/chats/send-message":
+            headers = {} if fault.retry_after_s is None else {"Retry-After": str(math.ceil(fault.retry_after_s))}
+            return Answer(fault.status, {"error": fault.error or "The sandbox is away"}, headers, fault)
+        key, idempotency_key = self._bearer(), self.headers.get("Idempotency-Key") or None
+        try:
+            message = parse_message(body, key, idempotency_key)
+        except ValueError:
+            message = Message(key, "", "", (), idempotency_key)
+        return self.server.sandbox.turn_away(message, fault)
 
     def _upload(self, body: bytes) -> Answer:
         self._key()
@@ -350,7 +460,16 @@ class _Handler(BaseHTTPRequestHandler):
                 pass
             case "POST", ["outage"]:
                 with _told_as_400():
-                    sandbox.go_away(_outage_s(parse_object(body)))
+                    sandbox.go_away(*_outage(parse_object(body)))
+            case "GET", ["switches"]:
+                return Answer(200, sandbox.switches())
+            case "PATCH", ["switches"]:
+                with _told_as_400():
+                    sandbox.switch(parse_object(body))
+                return Answer(200, sandbox.switches())
+            case "POST", ["chats", chat_id, "messages"]:
+                with _told_as_400():
+                    return Answer(200, _write(sandbox, chat_id, parse_object(body)))
             case _:
                 raise _RefusedError(404, f"There is no {method} /_sandbox/{'/'.join(path)} here")
         return Answer(200, sandbox.faults.to_json())
@@ -371,15 +490,15 @@ class _Handler(BaseHTTPRequestHandler):
         kind, wait_s = (answer.fault.kind, answer.fault.wait_s) if answer.fault else ("", 0.0)
         body = {name: value for name, value in answer.body.items() if name != "id" or kind != "no_id"}
         content = _encode(body).encode() if kind != "garbage" else b"\x00<html>it works</html>"
-        if kind in ("cut", "cut_before", "cut_midway", "late", "hang"):
+        if kind in ("cut", "cut_before", "cut_midway", "late", "hang", "swallow", "in_use_cut"):
             self.close_connection = True
         head = self._head(answer, len(content))
         match kind:
-            case "cut" | "cut_before" | "late":
+            case "cut" | "cut_before" | "late" | "in_use_cut":
                 return
             case "cut_midway":
                 self.wfile.write(head + content[: len(content) // 2])
-            case "hang":
+            case "hang" | "swallow":
                 self._pause(wait_s)
             case "drip":
                 self._drip(head + content, wait_s)
@@ -421,11 +540,21 @@ def _told_as_400() -> Iterator[None]:
         raise _RefusedError(400, str(problem)) from problem
 
 
-def _outage_s(body: Mapping[str, object]) -> float:
+def _outage(body: Mapping[str, Any]) -> tuple[float, Fault | None]:
+    """How long, and which fault meanwhile, if not a refused connection; ValueError if that makes no sense."""
     for_s = body.get("for_s")
     if type(for_s) not in (int, float) or not 0 < for_s <= LONGEST_OUTAGE_S:  # type: ignore[operator]
         raise ValueError(f"for_s must be a number of seconds, up to {LONGEST_OUTAGE_S}")
-    return float(for_s)  # type: ignore[arg-type]
+    fault = {name: value for name, value in body.items() if name != "for_s"}
+    return float(for_s), Fault.from_json(fault) if fault else None  # type: ignore[arg-type]
+
+
+def _write(sandbox: Sandbox, chat_id: str, body: Mapping[str, object]) -> dict[str, object]:
+    """A message that no request brought: {"key", "text", "by": "fan" | "user"}; ValueError if it is none."""
+    key, text, by = body.get("key"), body.get("text"), body.get("by", "fan")
+    if not (isinstance(key, str) and key and isinstance(text, str) and by in ("fan", "user")):
+        raise ValueError('wanted: {"key": an API key, "text": words, "by": "fan" or "user"}')
+    return sandbox.fan_says(key, chat_id, text) if by == "fan" else sandbox.typed_by_hand(key, chat_id, text)
 
 
 def _number(query: Mapping[str, str], name: str, default: int, *, least: int = 0, most: int = 2**63) -> int:

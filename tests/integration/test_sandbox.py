@@ -160,7 +160,7 @@ def test_the_same_idempotency_key_is_answered_as_before_and_kept_once() -> None:
     assert again.body == first.body
     assert again.headers == {"Idempotent-Replayed": "true"}
     assert verdicts(ledger) == ["accepted", "replayed"]
-    assert len(ledger.history("k", "fan-1", 10)[0]) == 1
+    assert len(ledger.chats.page("k", "fan-1", 10)[0]) == 1
     assert summary(ledger)["duplicates"] == 0
 
 
@@ -193,7 +193,7 @@ def test_duplicates_are_acceptances_beyond_the_first_of_one_idempotency_key() ->
         send(ledger, 0, idempotency_key=idempotency_key)
     assert summary(ledger)["accepted"] == 7
     assert summary(ledger)["duplicates"] == 2
-    assert len(ledger.history("k", "fan-1", 10)[0]) == 7
+    assert len(ledger.chats.page("k", "fan-1", 10)[0]) == 7
 
 
 @pytest.mark.parametrize(
@@ -347,6 +347,118 @@ def test_an_upstream_without_history(upstream: Sandbox, client: Client) -> None:
     upstream.history = False
     assert client.send().status == 200
     assert client.call("GET", "/chats/fan/messages").status == 404
+
+
+# -- a history that is not as it was sent
+
+
+@pytest.mark.parametrize(
+    ("keeps", "sent", "kept"),
+    [
+        ("as sent", " Cafe\u0301\r\n ", " Cafe\u0301\r\n "),
+        ("trimmed", "Hello Anna \n", "Hello Anna"),
+        ("nfc", "Cafe\u0301", "Caf\u00e9"),
+        ("lf", "one\r\ntwo\rthree", "one\ntwo\nthree"),
+        ("html", "a & b\n<i>", "<p>a &amp; b<br />&lt;i&gt;</p>"),
+        ("html, trimmed,lf,nfc", " Cafe\u0301 & b\r\nthree\r\n", "<p>Caf\u00e9 &amp; b<br />three</p>"),
+    ],
+)
+def test_the_history_keeps_a_text_in_its_own_way(
+    upstream: Sandbox, client: Client, keeps: str, sent: str, kept: str
+) -> None:
+    upstream.ledger.chats.keeps = keeps
+    answer = client.send(sent, idempotency_key="m1")
+    assert client.texts() == [kept]
+    assert answer.json()["text"] == sent, "only the history is rewritten"
+    assert upstream.ledger.entries[0].arrival.message.text == sent
+    assert client.send(sent, idempotency_key="m1").headers["Idempotent-Replayed"] == "true"
+
+
+def test_the_history_says_who_wrote_what(upstream: Sandbox, client: Client) -> None:
+    me = client.call("GET", "/me").json()["id"]
+    client.send("ours", chat_id="fan-7")
+    upstream.fan_says("key-a", "fan-7", "ok")
+    upstream.typed_by_hand("key-a", "fan-7", "by hand")
+    page = client.call("GET", "/chats/fan-7/messages").json()["messages"]
+    wrote = [(message["text"], message["from_user"]["id"]) for message in page]
+    assert wrote == [("by hand", me), ("ok", "fan-7"), ("ours", me)]
+    assert [message["id"] for message in page] == sorted((message["id"] for message in page), reverse=True)
+    upstream.ledger.chats.authors = False
+    page = client.call("GET", "/chats/fan-7/messages").json()["messages"]
+    assert [message.keys() for message in page] == [{"id", "chat_id", "text", "media_ids", "created_at"}] * 3
+    assert len(upstream.ledger.entries) == 1, "the ledger judges requests alone"
+
+
+def test_messages_that_no_request_brought_over_http(upstream: Sandbox, client: Client) -> None:
+    path = "/_sandbox/chats/fan%2F7/messages"
+    upstream.ledger.chats.keeps = "trimmed"
+    written = client.call("POST", path, {"key": "key-a", "text": " ok "})
+    assert written.status == 200
+    assert client.call("POST", path, {"key": "key-a", "text": "hand", "by": "user"}).status == 200
+    assert client.texts("fan%2F7") == ["hand", "ok"]
+    for body in ({}, {"key": "key-a"}, {"key": "", "text": "x"}, {"key": "k", "text": "x", "by": "me"}):
+        assert client.call("POST", path, body).status == 400
+
+
+@pytest.mark.parametrize("hangs", ["fan-1", "key-a"])
+def test_the_history_of_one_chat_or_of_one_key_can_hang(upstream: Sandbox, hangs: str) -> None:
+    upstream.history_hangs = {hangs}
+    hasty, other = Client(upstream.url, timeout_s=0.2), Client(upstream.url, key="key-b")
+    with pytest.raises(urllib3.exceptions.ReadTimeoutError):
+        hasty.texts("fan-1")
+    assert other.texts("fan-2") == []
+
+
+# -- switches
+
+
+def test_all_switches_are_read_and_thrown_over_http(upstream: Sandbox, client: Client) -> None:
+    assert client.call("GET", "/_sandbox/switches").json() == {
+        "enforce": True,
+        "idempotent": True,
+        "keeps_refusals": False,
+        "keeps": "as sent",
+        "authors": True,
+        "history": True,
+        "history_hangs": [],
+        "latency_ms": 0,
+    }
+    wanted = {
+        "enforce": False,
+        "idempotent": False,
+        "keeps_refusals": True,
+        "keeps": "trimmed,html",
+        "authors": False,
+        "history": False,
+        "history_hangs": ["fan-1"],
+        "latency_ms": 1.5,
+    }
+    assert client.call("PATCH", "/_sandbox/switches", wanted).json() == wanted
+    assert upstream.ledger.idempotent is False
+    assert client.call("GET", "/chats/fan/messages").status == 404
+    upstream.switch(Sandbox().switches())
+    assert client.call("GET", "/_sandbox/switches").json()["keeps"] == "as sent"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"authors": "no"}, "authors cannot be"),
+        ({"keeps": "upside down"}, "unknown: upside down"),
+        ({"keeps": 7}, "keeps cannot be"),
+        ({"history_hangs": "fan"}, "history_hangs cannot be"),
+        ({"latency_ms": -1}, "latency_ms cannot be"),
+        ({"light": True}, "unknown: light"),
+        ([], "must be a JSON object"),
+    ],
+)
+def test_a_switch_that_makes_no_sense_is_told_and_changes_nothing(client: Client, body: object, words: str) -> None:
+    before = client.call("GET", "/_sandbox/switches").json()
+    also = {"enforce": False} | body if isinstance(body, dict) else body
+    answer = client.call("PATCH", "/_sandbox/switches", also)
+    assert answer.status == 400
+    assert words in answer.json()["error"]
+    assert client.call("GET", "/_sandbox/switches").json() == before
 
 
 def test_a_file_is_uploaded_as_multipart(client: Client) -> None:
@@ -624,6 +736,144 @@ def test_late_finds_the_window_full_if_it_was_filled_meanwhile() -> None:
     assert [(entry.verdict, entry.overshoot) for entry in ledger.entries] == [("accepted", False), ("throttled", True)]
 
 
+# -- keys in use, and refusals that are kept
+
+
+def in_use(ledger: Ledger, at_s: float, fault: Fault, **message: Any) -> Answer:
+    first = Message("k", "fan-1", "hi", **message)
+    return ledger.judge(Arrival(first, round(at_s * SECOND), MIDNIGHT), lambda _: fault)
+
+
+def test_a_key_is_in_use_until_the_work_on_its_first_request_is_over() -> None:
+    ledger = Ledger("3/10s")
+    first = in_use(ledger, 0, Fault("in_use", retry_after_s=2), idempotency_key="m1")
+    assert first.held
+    again = judge(ledger, SECOND, idempotency_key="m1")
+    assert (again.status, again.headers, again.body) == (
+        409,
+        {"Retry-After": "2"},
+        {"error": "This Idempotency-Key is in use"},
+    )
+    assert ledger.chats.page("k", "fan-1", 10)[0] == [], "not to be seen yet"
+    assert send(ledger, 2, idempotency_key="m2").verdict == "accepted", "nobody else waits for it"
+    ledger.finish(first)
+    assert judge(ledger, 3 * SECOND, idempotency_key="m1").body == first.body
+    assert verdicts(ledger) == ["accepted", "refused", "accepted", "replayed"]
+    assert [each["id"] for each in ledger.chats.page("k", "fan-1", 10)[0]] == [
+        ledger.entries[2].id,
+        ledger.entries[0].id,
+    ], "in the place of its arrival"
+    assert (summary(ledger)["duplicates"], summary(ledger)["overshoot"]) == (0, 0)
+
+
+def test_a_request_that_meets_a_key_in_use_uses_up_no_fault_and_no_place_in_the_window() -> None:
+    ledger, faults = Ledger("2/10s"), Faults()
+    first = in_use(ledger, 0, Fault("in_use"), idempotency_key="m1")
+    faults.add(Fault("status", times=1))
+    for at_s in (1, 2):
+        message = Message("k", "fan-1", "hi", idempotency_key="m1")
+        assert ledger.judge(Arrival(message, at_s * SECOND, MIDNIGHT), faults.next_for).status == 409
+    ledger.finish(first)
+    assert faults.to_json()["faults"]
+    assert ledger.wait_ns("k", 3 * SECOND) == 0
+
+
+def test_without_idempotency_no_key_is_in_use_and_each_request_ends_by_itself() -> None:
+    ledger = Ledger(idempotent=False)
+    answers = [in_use(ledger, at_s, Fault("in_use"), idempotency_key="m1") for at_s in (0, 1)]
+    assert [answer.held for answer in answers] == [True, True]
+    for answer in answers:
+        ledger.finish(answer)
+    assert len(ledger.chats.page("k", "fan-1", 10)[0]) == 2
+    assert summary(ledger)["duplicates"] == 1
+
+
+def test_work_that_outlives_a_cleared_ledger_leaves_nothing_in_it() -> None:
+    ledger = Ledger()
+    first = in_use(ledger, 0, Fault("in_use"), idempotency_key="m1")
+    ledger.clear()
+    ledger.finish(first)
+    assert ledger.chats.page("k", "fan-1", 10)[0] == []
+    assert send(ledger, 1, idempotency_key="m1").verdict == "accepted"
+
+
+def test_in_use_over_http(client: Client, upstream: Sandbox) -> None:
+    misbehave(client, "in_use", delay_s=0.5)
+    with ThreadPoolExecutor(1) as background:
+        first = background.submit(Client(upstream.url).send, "hi", idempotency_key="m1")
+        wait_for_arrival(upstream.url)
+        again = client.send("hi", idempotency_key="m1")
+        assert (again.status, again.headers.get("Retry-After")) == (409, None)
+        assert first.result(timeout=5).status == 200
+    assert client.send("hi", idempotency_key="m1").headers["Idempotent-Replayed"] == "true"
+    assert client.texts() == ["hi"]
+
+
+def test_in_use_cut_hangs_up_at_once_and_works_on(client: Client, upstream: Sandbox) -> None:
+    misbehave(client, "in_use_cut", delay_s=0.5)
+    start = time.monotonic()
+    with pytest.raises(urllib3.exceptions.ProtocolError):
+        client.send("hi", idempotency_key="m1")
+    assert time.monotonic() - start < 0.4
+    assert client.send("hi", idempotency_key="m1").status == 409
+    while not client.texts():
+        assert time.monotonic() - start < 5
+        time.sleep(0.02)
+    assert time.monotonic() - start >= 0.5
+    assert client.send("hi", idempotency_key="m1").headers["Idempotent-Replayed"] == "true"
+    first, second, third = upstream.ledger.entries
+    assert [each.verdict for each in (first, second, third)] == ["accepted", "refused", "replayed"]
+    assert (first.status, first.fault) == (None, "in_use_cut")
+    assert upstream.summary()["duplicates"] == 0
+
+
+def test_an_outage_does_not_end_the_work_on_a_key_in_use(upstream: Sandbox, client: Client) -> None:
+    misbehave(client, "in_use_cut", delay_s=30)
+    with pytest.raises(urllib3.exceptions.ProtocolError):
+        client.send("hi", idempotency_key="m1")
+    upstream.stop()
+    upstream.start()
+    assert Client(upstream.url).send("hi", idempotency_key="m1").headers["Idempotent-Replayed"] == "true"
+
+
+def test_a_kept_refusal_is_replayed_for_ever_under_its_key_and_under_no_other(
+    upstream: Sandbox, client: Client
+) -> None:
+    upstream.ledger.keeps_refusals = True
+    misbehave(client, "status", status=400, error="This chat is closed")
+    answers = [client.send("hi", idempotency_key=key) for key in ("m1", "m1", "m1", "m1.2")]
+    assert [answer.status for answer in answers] == [400, 400, 400, 200]
+    assert {answer.data for answer in answers[:3]} == {b'{"error":"This chat is closed"}'}
+    assert [answer.headers.get("Idempotent-Replayed") for answer in answers] == [None, "true", "true", None]
+    assert client.send("other", idempotency_key="m1").status == 409
+    assert verdicts(upstream.ledger) == ["refused", "refused", "refused", "accepted", "refused"]
+
+
+@pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 503])
+def test_what_says_to_try_again_is_not_kept(upstream: Sandbox, client: Client, status: int) -> None:
+    upstream.ledger.keeps_refusals = True
+    misbehave(client, "status", status=status)
+    assert [client.send("hi", idempotency_key="m1").status for _ in range(2)] == [status, 200]
+
+
+def test_refusals_are_not_kept_unless_told_and_never_without_idempotency(upstream: Sandbox, client: Client) -> None:
+    misbehave(client, "status", status=400)
+    assert [client.send("hi", idempotency_key="m1").status for _ in range(2)] == [400, 200]
+    upstream.ledger.keeps_refusals, upstream.ledger.idempotent = True, False
+    misbehave(client, "status", status=400)
+    assert [client.send("hi", idempotency_key="m2").status for _ in range(2)] == [400, 200]
+
+
+def test_the_second_key_of_a_message_that_was_accepted_under_its_first_makes_a_duplicate() -> None:
+    ledger = Ledger()
+    for idempotency_key in ("m1", "m1.2", "m2.2", "m3.2", "m3.3"):
+        send(ledger, 0, idempotency_key=idempotency_key)
+    assert summary(ledger)["duplicates"] == 2
+
+
+# -- away
+
+
 def test_an_outage_refuses_everybody_for_so_long_and_forgets_nothing(client: Client) -> None:
     client.send("before")
     start = time.monotonic()
@@ -642,7 +892,53 @@ def test_an_outage_refuses_everybody_for_so_long_and_forgets_nothing(client: Cli
     assert time.monotonic() - start >= 0.5
 
 
-@pytest.mark.parametrize("body", [{}, {"for_s": 0}, {"for_s": "1"}, {"for_s": 10**6}])
+def test_an_upstream_that_is_away_may_answer_503_to_everything(upstream: Sandbox, client: Client) -> None:
+    upstream.ledger.limits = parse_limits("1/minute")
+    client.send("fills the window")
+    upstream.away = Fault("status", retry_after_s=2.5, error="Down for maintenance")
+    for method, path in [
+        ("POST", "/chats/send-message"),
+        ("POST", "/medias"),
+        ("GET", "/chats/fan/messages"),
+        ("GET", "/me"),
+    ]:
+        answer = client.call(method, path, {"chat_id": "fan", "text": "hi"})
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "3")
+        assert answer.json() == {"error": "Down for maintenance"}
+    assert client.call("GET", "/_sandbox/health").status == 200
+    upstream.away = None
+    assert client.texts() == ["fills the window"]
+    assert [(entry.verdict, entry.fault) for entry in upstream.ledger.entries[1:]] == [("failed", "status")]
+
+
+def test_an_upstream_that_is_away_may_take_requests_in_and_say_nothing(upstream: Sandbox) -> None:
+    hasty = Client(upstream.url, timeout_s=0.2)
+    upstream.away = Fault("swallow")
+    with pytest.raises(urllib3.exceptions.ReadTimeoutError):
+        hasty.send("hi")
+    with pytest.raises(urllib3.exceptions.ReadTimeoutError):
+        hasty.texts()
+    upstream.away = None
+    assert hasty.texts() == [], "not accepted"
+    assert [(entry.verdict, entry.status) for entry in upstream.ledger.entries] == [("dropped", None)]
+
+
+def test_an_outage_with_a_fault_lasts_for_so_long(client: Client) -> None:
+    outage = {"for_s": 0.4, "kind": "status", "status": 503, "retry_after_s": 1}
+    start = time.monotonic()
+    assert client.call("POST", "/_sandbox/outage", outage).status == 200
+    statuses = set()
+    while time.monotonic() - start < 5 and statuses != {200, 503}:
+        statuses = statuses & {503} | {client.call("GET", "/me").status}
+        time.sleep(0.02)
+    assert time.monotonic() - start >= 0.4
+    assert statuses == {200, 503}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"for_s": 0}, {"for_s": "1"}, {"for_s": 10**6}, {"for_s": 1, "kind": "cut"}, {"for_s": 1, "kind": "x"}],
+)
 def test_an_outage_that_makes_no_sense_is_told(client: Client, body: object) -> None:
     assert client.call("POST", "/_sandbox/outage", body).status == 400
 
@@ -653,6 +949,15 @@ def test_hang_outlasts_the_client(upstream: Sandbox) -> None:
     with pytest.raises(urllib3.exceptions.ReadTimeoutError):
         hasty.send("hi")
     assert hasty.texts() == ["hi"], "accepted all the same"
+
+
+def test_swallow_is_a_hang_that_accepts_nothing(client: Client) -> None:
+    misbehave(client, "swallow", delay_s=0.2)
+    start = time.monotonic()
+    with pytest.raises(urllib3.exceptions.ProtocolError, match="closed connection without response"):
+        client.send("hi")
+    assert 0.2 <= time.monotonic() - start < 2
+    assert client.texts() == []
 
 
 def test_hang_ends_with_a_cut(client: Client) -> None:
@@ -772,6 +1077,11 @@ def test_recipients_who_misbehave_by_name(client: Client) -> None:
     with pytest.raises(urllib3.exceptions.ProtocolError):
         client.send(chat_id="cut-1")
     assert client.send(chat_id="cut-1").status == 200
+    jammed = [client.send(chat_id="jammed-1") for _ in range(3)]
+    assert [(answer.status, answer.headers["Retry-After"]) for answer in jammed] == [(429, "1")] * 3
+    assert {client.send(chat_id="blocked-1").status for _ in range(3)} == {403}
+    assert {client.send(chat_id="gone-1").status for _ in range(3)} == {404}
+    assert client.send(chat_id="gone-1").json() == {"error": "This chat does not exist"}
     assert client.send(chat_id="bouncer").status == 200, "a name needs its hyphen"
 
 
