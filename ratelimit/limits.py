@@ -1,5 +1,6 @@
 """Limits as people write them: `10/minute`, `10/2s`, `1/second,10/minute,1000/day` (every one holds at once)."""
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,6 +71,13 @@ class Limits:
     def most_at_once(self) -> int:
         """How many tokens can be out at the same moment."""
         return min(limit.count for limit in self.all)
+
+    def strictest(self, *others: "Limits") -> "Limits":
+        """The limits that hold where these and the others all hold: for each period the smallest count."""
+        counts: dict[int, int] = {}
+        for limit in itertools.chain(self.all, *(other.all for other in others)):
+            counts[limit.period_us] = min(limit.count, counts.get(limit.period_us, limit.count))
+        return Limits(tuple(Limit(count, period_us) for period_us, count in sorted(counts.items())))
 
     def slowest(self, latency_s: float = 0.0) -> Limit:
         """The limit that decides the pace in the long run, if each use keeps its token for `latency_s`."""

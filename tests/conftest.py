@@ -33,7 +33,7 @@ from workers.store import accounts, migrations
 
 SECRET = "a secret for tests, at least 32 bytes long"
 EMPTY = (
-    "TRUNCATE messages, attempts, dead_letters, idempotency_keys, tallies",
+    "TRUNCATE messages, attempts, dead_letters, idempotency_keys, tallies, credential_budgets",
     "DELETE FROM accounts",
     "INSERT INTO accounts (id) VALUES ('default')",
     "DO $$ BEGIN PERFORM set_config('paceline.prune_audit', 'on', true); TRUNCATE audit; END $$",

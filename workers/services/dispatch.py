@@ -112,7 +112,7 @@ class Dispatcher:
         account = accounts.get(self.db, account_id)
         if account is None:
             return DrainReport()
-        limits = account.limits or self.default_limits
+        limits = account.limits_in_force(self.default_limits)
         drain_id = drain_name(self.worker)
         if not self.wakeups.begin_drain(account_id, drain_id, drains_needed(limits), publication):
             return DrainReport()
@@ -216,7 +216,7 @@ class _Drain:
             return (), math.inf
         try:
             grant = self._.tokens.exchange(
-                self._account.id,
+                self._account.budget,
                 self._limits,
                 want=want,
                 lease_s=self._.lease_s,
@@ -271,7 +271,9 @@ class _Drain:
         def work(c: Connection) -> tuple[Settled, list[Claim]]:
             taken_back = messages.take_back(c, self._unconfirmed, self._.worker)
             settled = replace(settle(c, finished), taken_back=taken_back)
-            return settled, messages.claim_next(c, self._account.id, tokens, self._.worker, self._.lease_s)
+            return settled, messages.claim_next(
+                c, self._account.id, tokens, self._.worker, self._.lease_s, budget=self._account.budget
+            )
 
         try:
             settled, claims = self._insist(work, tokens, must=bool(finished))
@@ -389,7 +391,7 @@ class _Drain:
 
     def _cool_down(self, for_s: float) -> None:
         try:
-            for_s = self._.tokens.cool_down(self._account.id, for_s)
+            for_s = self._.tokens.cool_down(self._account.budget, for_s)
         except TokensUnavailable:
             log.warning("cooldown_only_in_store", account_id=self._account.id)
         self._closed_until_s = max(self._closed_until_s, monotonic_s() + for_s)

@@ -84,7 +84,7 @@ class Failures:
         now, done_s = datetime.now(UTC), 0.0
         counts = queries.counts(self.db, list(matched))
         for account in accounts.all_of(self.db, list(matched)):
-            limits = account.limits or self.default_limits
+            limits = account.limits_in_force(self.default_limits)
             view, latency_s = look(self.tokens, self.wakeups, account, limits)
             if view is None or account.paused_s == float("inf"):
                 return None

@@ -173,7 +173,7 @@ class Reader:
         troubles = []
         views: list[View | None]
         try:
-            views = list(self.tokens.views([(account.id, self._limits(account)) for account in found]))
+            views = list(self.tokens.views([(account.budget, self._limits(account)) for account in found]))
             last_s = self.wakeups.last_processed_s([account.id for account in found])
             troubles += [
                 f"No {kind} is running: messages are accepted, and wait"
@@ -221,7 +221,7 @@ class Reader:
         return missing
 
     def _limits(self, account: Account) -> Limits:
-        return account.limits or self.default_limits
+        return account.limits_in_force(self.default_limits)
 
     def _waiting(self, row: Row) -> Waiting:
         account = accounts.get(self.db, row["account_id"])

@@ -139,30 +139,31 @@ def look(db: Database) -> Glance:
 
 
 def rebuild_tokens(db: Database, tokens: Tokens, default_limits: Limits, pause: Callable[[float], bool | None]) -> int:
-    """If Redis lost its data: bring back the uses of every account from the attempts on record, with one query, and
-    only then open the accounts' gates again. Returns how many it opened.
+    """If Redis lost its data: bring back the uses of every budget from the attempts on record, with one query, and
+    only then open the budgets' gates again. Returns how many it opened.
 
     pause(seconds) waits between marking the gates and reading the books; see `ratelimit.tokens.START_WITHIN_S`. It
     returns True if it was cut short.
     """
     if not tokens.lost():
         return 0
-    limits = {account.id: account.limits or default_limits for account in accounts.all_of(db)}
+    limits = {account.budget: account.limits_in_force(default_limits) for account in accounts.all_of(db)}
     nonces = tokens.begin_rebuild(limits)
     opened = 0
     if nonces:
         if pause(START_WITHIN_S):
             return 0  # stopped before the wait was over: the gates stay closed for whoever comes next
         uses: defaultdict[str, list[Use]] = defaultdict(list)
-        longest_s = max(limits[account_id].longest_period_s for account_id in nonces)
+        longest_s = max(limits[budget].longest_period_s for budget in nonces)
         for row in messages.token_uses(db, longest_s):
-            uses[row["account_id"]].append(Use(row["token"], row["ended_s"]))
-        cooldowns = {account.id: account.cooldown_s for account in accounts.all_of(db, list(nonces))}
+            uses[row["budget"]].append(Use(row["token"], row["ended_s"]))
+        cooldowns: defaultdict[str, float] = defaultdict(float)
+        for account in accounts.all_of(db):
+            cooldowns[account.budget] = max(cooldowns[account.budget], account.cooldown_s)
         opened = tokens.finish_rebuild(
-            (account_id, nonce, limits[account_id], cooldowns.get(account_id, 0.0), uses[account_id])
-            for account_id, nonce in nonces.items()
+            (budget, nonce, limits[budget], cooldowns[budget], uses[budget]) for budget, nonce in nonces.items()
         )
-        log.warning("tokens_rebuilt", accounts=opened, uses=sum(map(len, uses.values())))
+        log.warning("tokens_rebuilt", budgets=opened, uses=sum(map(len, uses.values())))
     tokens.declare_known()
     return opened
 
@@ -197,15 +198,17 @@ class Overlooked:
     def wake(self) -> int:
         """Returns how many it woke."""
         now = monotonic_s()
-        in_line = {id_: limits or self.default_limits for id_, limits in accounts.in_line(self.db)}
+        found = accounts.in_line(self.db)
+        in_line = {account.id: account.limits_in_force(self.default_limits) for account in found}
         self.spent = {
             id_: (limits, until_s)
             for id_, (limits, until_s) in self.spent.items()
             if until_s > now and in_line.get(id_) == limits
         }
-        possible = [id_ for id_ in in_line if id_ not in self.spent]
+        possible = [account for account in found if account.id not in self.spent]
         free = []
-        for id_, view in zip(possible, self.tokens.views([(id_, in_line[id_]) for id_ in possible]), strict=True):
+        views = self.tokens.views([(account.budget, in_line[account.id]) for account in possible])
+        for id_, view in zip([account.id for account in possible], views, strict=True):
             limits = in_line[id_]
             if not view.available(limits):
                 self.spent[id_] = limits, now + min(_spent_for_s(view, limits), SURE_FOR_S)

@@ -190,7 +190,7 @@ class Submitter:
 
     def _estimate(self, wanted: Sequence[tuple[Standing, Sequence[Place]]], now: datetime) -> list[list[Estimate]]:
         """For places on each of some accounts, from one look at all their tokens."""
-        asked = [(standing.account, standing.account.limits or self.default_limits) for standing, _ in wanted]
+        asked = [(standing.account, standing.account.limits_in_force(self.default_limits)) for standing, _ in wanted]
         return [
             estimate(
                 account,
@@ -224,7 +224,7 @@ def look_at_all(
 ) -> list[tuple[View | None, float]]:
     """The same of many accounts, in as few round trips as of one."""
     try:
-        views = tokens.views([(account.id, limits) for account, limits in wanted])
+        views = tokens.views([(account.budget, limits) for account, limits in wanted])
         return list(zip(views, wakeups.latencies_s([account.id for account, _ in wanted]), strict=True))
     except TokensUnavailable as error:
         log.warning("tokens_unavailable", accounts=len(wanted), error=str(error))

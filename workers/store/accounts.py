@@ -1,8 +1,11 @@
 """Accounts: their limits, keys, pauses and cooldowns."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
+
+from psycopg.types.json import Jsonb
 
 from ratelimit import Limits
 from workers.store.session import Connection, Database, Row
@@ -10,12 +13,14 @@ from workers.store.session import Connection, Database, Row
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """As the database has it. limits: None for the default. sealed_key: its key upstream, encrypted
-    (`workers.credentials`); None for the channel's. paused_s, cooldown_s: what is left of it, in seconds;
-    paused_s is infinite for a pause without an end; 0 for neither."""
+    """As the database has it. budget: the key of the tokens that it draws on; accounts under one credential have the
+    same. limits: None for the default. sealed_key: its key upstream, encrypted (`workers.credentials`); None for the
+    channel's. paused_s, cooldown_s: what is left of it, in seconds; paused_s is infinite for a pause without an end;
+    0 for neither."""
 
     id: str
     channel: str
+    budget: str
     limits: Limits | None
     sealed_key: str | None
     display_name: str | None = None
@@ -24,6 +29,22 @@ class Account:
     pause_reason: str | None = None
     paused_by: str | None = None
     cooldown_s: float = 0.0
+    other_limits: tuple[Limits | None, ...] = ()
+    """Limits of accounts that draw on the same budget, where they differ from its own."""
+    credential: str | None = None
+    """Fingerprint of the key that it sends with; None until one was taken."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def trust5xx(self) -> bool:
+        """Whether its upstream's 5xx mean that the message was not sent."""
+        return bool(self.settings.get("trust5xx", False))
+
+    def limits_in_force(self, default: Limits) -> Limits:
+        """Its limits, `default` where it has none of its own. Where accounts that draw on the same budget have other
+        limits, all of them hold."""
+        own = self.limits or default
+        return own.strictest(*(limits or default for limits in self.other_limits)) if self.other_limits else own
 
     def __repr__(self) -> str:
         return f"Account({self.id})"
@@ -31,6 +52,9 @@ class Account:
 
 _COLUMNS = """
     a.id, a.channel, a.display_name, a.limits, a.api_key, a.pause_reason, a.paused_by, a.paused_until,
+    coalesce(a.budget, a.id) AS budget, a.credential, a.settings,
+    ARRAY(SELECT DISTINCT b.limits FROM accounts b
+          WHERE b.budget = a.budget AND b.limits IS DISTINCT FROM a.limits) AS other_limits,
     CASE WHEN a.paused_at IS NULL THEN 0
          WHEN a.paused_until IS NULL THEN 'infinity'::float8
          ELSE greatest(0, extract(epoch FROM a.paused_until - now())::float8) END AS paused_s,
@@ -51,17 +75,17 @@ def all_of(db: Database, ids: list[str] | None = None) -> list[Account]:
     return [_account(row) for row in db.all(_LIST, {"ids": ids})]
 
 
-_IN_LINE = """
-SELECT a.id, a.limits FROM tallies t JOIN accounts a ON a.id = t.account_id
+_IN_LINE = f"""
+SELECT {_COLUMNS} FROM tallies t JOIN accounts a ON a.id = t.account_id
 WHERE t.state = 'queued' AND (a.paused_at IS NULL OR a.paused_until <= now())
   AND (a.cooldown_until IS NULL OR a.cooldown_until <= now())
 GROUP BY a.id HAVING sum(t.n) > 0
 """
 
 
-def in_line(db: Database) -> list[tuple[str, Limits | None]]:
-    """Accounts that have messages in line, and neither a pause nor a cooldown; each with the limits of its own."""
-    return [(row["id"], _limits(row)) for row in db.all(_IN_LINE)]
+def in_line(db: Database) -> list[Account]:
+    """Accounts that have messages in line, and neither a pause nor a cooldown."""
+    return [_account(row) for row in db.all(_IN_LINE)]
 
 
 def limits_in_use(db: Database) -> set[Limits]:
@@ -73,7 +97,7 @@ def limits_in_use(db: Database) -> set[Limits]:
 @dataclass(frozen=True, slots=True)
 class Standing:
     """An account as a new message finds it: how many wait, how many of these stand in line by priority, and the tokens
-    that messages have been put to of late."""
+    of its budget that messages have been put to of late."""
 
     account: Account
     depth: int
@@ -87,10 +111,10 @@ class Standing:
 
 # Open attempts, and the latest few of all, which are read off the end of the primary key.
 _TOKENS = """
-    SELECT token FROM attempts WHERE account_id = a.id AND outcome IS NULL
+    SELECT token FROM attempts WHERE coalesce(budget, account_id) = coalesce(a.budget, a.id) AND outcome IS NULL
     UNION
-    SELECT token FROM (SELECT token, account_id FROM attempts ORDER BY id DESC LIMIT 200) latest
-    WHERE latest.account_id = a.id
+    SELECT token FROM (SELECT token, budget, account_id FROM attempts ORDER BY id DESC LIMIT 200) latest
+    WHERE coalesce(latest.budget, latest.account_id) = coalesce(a.budget, a.id)
 """
 
 _STANDINGS = f"""
@@ -113,16 +137,17 @@ _CLAIMED = f"SELECT ARRAY({_TOKENS}) AS tokens FROM accounts a WHERE a.id = %(ac
 
 
 def claimed_tokens(db: Database, account_id: str) -> frozenset[str]:
-    """The tokens that the account's messages have been put to of late."""
+    """The tokens of the account's budget that messages have been put to of late."""
     row = db.one(_CLAIMED, {"account_id": account_id})
     return frozenset(row["tokens"]) if row else frozenset()
 
 
 _PUT = """
-INSERT INTO accounts AS a (id, channel, limits, display_name, api_key)
-VALUES (%(id)s, %(channel)s, %(limits)s, %(display_name)s, %(sealed_key)s)
+INSERT INTO accounts AS a (id, channel, limits, display_name, api_key, settings)
+VALUES (%(id)s, %(channel)s, %(limits)s, %(display_name)s, %(sealed_key)s, %(settings)s)
 ON CONFLICT (id) DO UPDATE SET channel = EXCLUDED.channel, limits = EXCLUDED.limits,
-    display_name = EXCLUDED.display_name, api_key = coalesce(EXCLUDED.api_key, a.api_key)
+    display_name = EXCLUDED.display_name, settings = EXCLUDED.settings,
+    api_key = coalesce(EXCLUDED.api_key, a.api_key)
 RETURNING (xmax = 0) AS created
 """
 
@@ -135,6 +160,7 @@ def put(
     limits: Limits | None = None,
     display_name: str | None = None,
     sealed_key: str | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> bool:
     """Create an account, or give it these properties; a key of None leaves the one it has. True if it was created."""
     row = c.one(
@@ -145,6 +171,7 @@ def put(
             "limits": None if limits is None else str(limits),
             "display_name": display_name,
             "sealed_key": sealed_key,
+            "settings": Jsonb(dict(settings or {})),
         },
     )
     return bool(row and row["created"])
@@ -198,13 +225,19 @@ def resume(c: Connection | Database, account_id: str) -> bool:
 
 
 _COOL_DOWN = """
-UPDATE accounts SET cooldown_until = greatest(cooldown_until, clock_timestamp() + %(for_s)s * interval '1 second')
-WHERE id = %(account_id)s RETURNING id
+WITH cooled AS (
+    SELECT b.id FROM accounts a JOIN accounts b ON b.id = a.id OR b.budget = a.budget
+    WHERE a.id = %(account_id)s
+    ORDER BY b.id FOR UPDATE OF b  -- in one order by everyone
+)
+UPDATE accounts a SET cooldown_until = greatest(cooldown_until, clock_timestamp() + %(for_s)s * interval '1 second')
+FROM cooled WHERE a.id = cooled.id RETURNING a.id
 """
 
 
 def cool_down(c: Connection | Database, account_id: str, for_s: float) -> None:
-    """Note that the upstream closed the account; a cooldown is only ever extended."""
+    """Note that the upstream closed the budget that the account draws on: for every account that draws on it. A
+    cooldown is only ever extended."""
     c.all(_COOL_DOWN, {"account_id": account_id, "for_s": for_s})
 
 
@@ -213,15 +246,15 @@ def _standing(row: Row) -> Standing:
     return Standing(_account(row), row["depth"], waiting, frozenset(row["tokens"]))
 
 
-def _limits(row: Row) -> Limits | None:
-    return Limits.parse(row["limits"]) if row["limits"] else None
+def _limits(written: str | None) -> Limits | None:
+    return Limits.parse(written) if written else None
 
 
 def _account(row: Row) -> Account:
     return Account(
         id=row["id"],
         channel=row["channel"],
-        limits=_limits(row),
+        limits=_limits(row["limits"]),
         sealed_key=row["api_key"],
         display_name=row["display_name"],
         paused_s=row["paused_s"],
@@ -229,4 +262,8 @@ def _account(row: Row) -> Account:
         pause_reason=row["pause_reason"] if row["paused_s"] else None,
         paused_by=row["paused_by"] if row["paused_s"] else None,
         cooldown_s=row["cooldown_s"],
+        budget=row["budget"],
+        other_limits=tuple(map(_limits, row["other_limits"])),
+        credential=row["credential"],
+        settings=row["settings"],
     )

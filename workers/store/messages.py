@@ -350,7 +350,8 @@ WITH next AS (SELECT * FROM (
           AND (expires_at IS NULL OR expires_at > statement_timestamp())
         ORDER BY due_at, seq LIMIT %(want)s FOR UPDATE SKIP LOCKED
     ) m
-    WHERE a.id = %(account_id)s AND (a.paused_at IS NULL OR a.paused_until <= statement_timestamp())
+    WHERE a.id = %(account_id)s AND coalesce(a.budget, a.id) = %(budget)s
+      AND (a.paused_at IS NULL OR a.paused_until <= statement_timestamp())
     LIMIT %(want)s
 ) wanted LIMIT {CLAIMED_AT_ONCE}), claimed AS (
     UPDATE messages m SET state = 'sending', attempts = m.attempts + 1, tries = m.tries + 1
@@ -358,8 +359,9 @@ WITH next AS (SELECT * FROM (
     RETURNING m.id, m.account_id, m.recipient_id, m.priority, m.content, m.media_ids, m.attempts, m.tries, m.due_at,
               m.request_id, m.traceparent, (%(tokens)s::text[])[next.n] AS token
 ), intent AS (
-    INSERT INTO attempts (message_id, account_id, number, token, worker, deadline_at)
-    SELECT id, account_id, attempts, token, %(worker)s, clock_timestamp() + %(lease_s)s * interval '1 second'
+    INSERT INTO attempts (message_id, account_id, number, token, worker, deadline_at, budget)
+    SELECT id, account_id, attempts, token, %(worker)s, clock_timestamp() + %(lease_s)s * interval '1 second',
+           nullif(%(budget)s, account_id)
     FROM claimed
 )
 SELECT *, extract(epoch FROM statement_timestamp() - due_at)::float8 AS due_s,
@@ -369,10 +371,20 @@ FROM claimed
 
 
 def claim_next(
-    c: Connection | Database, account_id: str, tokens: Sequence[str], worker: int, lease_s: float
+    c: Connection | Database,
+    account_id: str,
+    tokens: Sequence[str],
+    worker: int,
+    lease_s: float,
+    *,
+    budget: str | None = None,
 ) -> list[Claim]:
     """Claim up to one message per token, `CLAIMED_AT_ONCE` at most, and put an attempt for each on record, committed
-    before anything leaves."""
+    before anything leaves.
+
+    budget: where the tokens come from; None for the one that has the account's id. Nothing is claimed if the account
+    draws on another by now.
+    """
     if not tokens:
         return []
     params = {
@@ -381,6 +393,7 @@ def claim_next(
         "tokens": list(tokens),
         "worker": worker,
         "lease_s": lease_s,
+        "budget": budget or account_id,
     }
     return [_claim(row) for row in c.all(_CLAIM_NEXT, params)]
 
@@ -937,7 +950,7 @@ def accounts_waiting(db: Database) -> list[str]:
 
 
 _USES = """
-SELECT account_id, token,
+SELECT coalesce(budget, account_id) AS budget, token,
        extract(epoch FROM CASE WHEN outcome IS NULL OR outcome = 'unknown' THEN greatest(deadline_at, ended_at)
                                ELSE ended_at END - clock_timestamp())::float8 AS ended_s
 FROM attempts
@@ -946,7 +959,7 @@ WHERE spent AND started_at > now() - (%(longest_s)s + 3600) * interval '1 second
 
 
 def token_uses(db: Database, longest_s: float) -> list[Row]:
-    """Every use of a token in the last `longest_s` seconds, all accounts at once: what a lost Redis is rebuilt from.
+    """Every use of a token in the last `longest_s` seconds, all budgets at once: what a lost Redis is rebuilt from.
 
     A use ended with its answer; where none came, with its deadline.
     """

@@ -50,6 +50,7 @@ class Account(Base):
     __table_args__ = (
         CheckConstraint("id ~ '^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,63}$'", name="id_plain"),
         CheckConstraint("paused_by IN ('admin', 'upstream')", name="paused_by"),
+        Index("ix_accounts_budget", "budget", postgresql_where=text("budget IS NOT NULL")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -68,6 +69,24 @@ class Account(Base):
     cooldown_until: Mapped[datetime | None]
     """Kept here too so that a cooldown survives the loss of Redis."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    budget: Mapped[str | None]
+    """The key of the tokens that the account draws on; the account's id if null. Accounts under one credential name
+    the same budget."""
+    credential: Mapped[str | None]
+    """A fingerprint of the key that the account sends with (`workers.credentials`); null until one was taken."""
+    settings: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+
+
+class CredentialBudget(Base):
+    """A budget that accounts drew on under a credential. After a change of budget, the uses of the old one are found
+    here: the upstream counts them by the credential still."""
+
+    __tablename__ = "credential_budgets"
+
+    credential: Mapped[str] = mapped_column(primary_key=True)
+    budget: Mapped[str] = mapped_column(primary_key=True)
+    left_at: Mapped[datetime | None]
+    """When the last account left it; null while one draws on it."""
 
 
 class Message(Base):
@@ -175,6 +194,8 @@ class Attempt(Base):
     http_status: Mapped[int | None]
     latency_ms: Mapped[int | None]
     error: Mapped[str | None]
+    budget: Mapped[str | None]
+    """The budget that the token came from; null: the one that has the account's id, as most have."""
 
 
 class DeadLetter(Base):
