@@ -5,7 +5,7 @@ from typing import Any
 from flask import Blueprint, g
 
 from api import schemas
-from api.auth import ADMINS, actor
+from api.auth import ADMINS, EVERYONE, actor
 from api.endpoint import endpoint
 from ratelimit import Limits
 from workers.bootstrap import Adapters
@@ -18,7 +18,7 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
     default_limits = adapters.settings.rate_limit
 
     @routes.get("/accounts")
-    @endpoint("Accounts and their limits", roles=ADMINS, answers={200: schemas.AccountList})
+    @endpoint("Accounts and their limits", roles=EVERYONE, answers={200: schemas.AccountList})
     def list_accounts() -> Any:
         found = [account for account in accounts.all_of(g.caller.scope()) if account.channel == g.channel]
         return {"accounts": [_shown(account, default_limits) for account in found]}, 200

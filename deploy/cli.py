@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 
@@ -45,6 +46,21 @@ class _Ttl(click.ParamType):
         if not match or int(match[1]) == 0:
             self.fail(f"{value!r} is not a duration; write e.g. 30m, 12h or 7d", param, ctx)
         return timedelta(**{_TTL_UNITS[match[2]]: int(match[1])})
+
+
+class _TimeZone(click.ParamType):
+    name = "zone"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> ZoneInfo:
+        if isinstance(value, ZoneInfo):
+            return value
+        try:
+            return ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            words = (
+                "is not a time zone; write e.g. Europe/Berlin (or install tzdata, if this machine has no time zones)"
+            )
+            self.fail(f"{value!r} {words}", param, ctx)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -162,20 +178,21 @@ def token(role: str, sub: str, accounts: str, ttl: timedelta, data_dir: Path) ->
     "--file",
     type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
     required=True,
-    help="CSV with the API's field names as columns, or NDJSON; - for stdin.",
+    help="CSV with the API's field names as columns, NDJSON or a JSON array; - for stdin.",
 )
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Where the API is.")
 @click.option("--channel", default="onlyfans", show_default=True)
 @click.option("--token", envvar="PACELINE_TOKEN", help="[env: PACELINE_TOKEN; default: made from the local secret]")
 @click.option("--account", help="For messages without an accountId.")
 @click.option("--batch-id", help="For messages without a batchId.")
+@click.option("--time-zone", type=_TimeZone(), help="Of times without an offset, e.g. Europe/Berlin.")
 @click.option("--chunk", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="Messages per request.")
 @click.option("--run", "name", help="Its name: what was queued under it is not queued again.  [default: the file's]")
 @click.option("--dry-run", is_flag=True, help="Look at every row, and send nothing.")
 @data_dir_option
 def send(
-    file: Path, url: str, channel: str, token: str | None, account: str | None, batch_id: str | None, chunk: int,
-    name: str | None, dry_run: bool, data_dir: Path,
+    file: Path, url: str, channel: str, token: str | None, account: str | None, batch_id: str | None,
+    time_zone: ZoneInfo | None, chunk: int, name: str | None, dry_run: bool, data_dir: Path,
 ) -> None:  # fmt: skip
     """Queue a file of messages.
 
@@ -189,7 +206,7 @@ def send(
     if str(file) == "-" and not name:
         raise click.UsageError("What comes from stdin has no name; give it one with --run")
     with click.open_file(str(file), "rb") as opened:
-        rows = read(opened.read(), str(file), accountId=account, batchId=batch_id)
+        rows = read(opened, str(file), time_zone=time_zone, accountId=account, batchId=batch_id)
     if dry_run:
         click.echo(f"{len(rows):,} messages are valid; nothing was sent")
         return

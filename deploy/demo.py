@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.request import Request, urlopen
+from urllib.request import Request
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from api.auth import Role, issue_token
+from deploy.opener import open_url
 from deploy.stack import Stack
 
 ROWS = 40
@@ -91,7 +92,7 @@ class _Client:
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
         data = None if body is None else json.dumps(body).encode()
-        with urlopen(Request(self._base + path, data, headers, method=method), timeout=10) as answer:
+        with open_url(Request(self._base + path, data, headers, method=method), timeout_s=10) as answer:
             return json.load(answer)
 
 
@@ -129,7 +130,7 @@ def _time_to_go(at: str | None) -> str:
 
 def _sum_up(console: Console, client: _Client, stack: Stack) -> bool:
     ours = Counter(message["status"] for message in client.messages(200))
-    with urlopen(f"{stack.sandbox_url}/_sandbox/summary", timeout=10) as answer:
+    with open_url(f"{stack.sandbox_url}/_sandbox/summary", timeout_s=10) as answer:
         theirs = json.load(answer)
     table = Table(title="\nWhat became of it", title_justify="left", box=None)
     table.add_column("")

@@ -21,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.error import HTTPError, URLError
-from urllib.request import urlopen
 
 from deploy.lifeline import LIFELINE
+from deploy.opener import open_url
 from deploy.servers import Servers
 from workers.settings import Settings
 from workers.store import migrations
@@ -191,7 +191,7 @@ class Stack:
                 if service.process is not None and service.process.poll() is not None:
                     raise StackFailed(f"{service.name} stopped at once:\n{self._tail(service.name)}")
             try:
-                with urlopen(f"{self.url}/readyz", timeout=5) as answer:
+                with open_url(f"{self.url}/readyz", timeout_s=5) as answer:
                     if answer.status == 200:
                         return
             except HTTPError as error:
