@@ -10,7 +10,7 @@ from flask.json.provider import DefaultJSONProvider
 from ulid import ULID
 
 from api import auth, errors, limiting, messaging, operations
-from api.endpoint import MAX_BODY
+from api.body import MAX_BODY
 from workers import telemetry
 from workers.bootstrap import Adapters
 from workers.encoding import as_json

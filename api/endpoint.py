@@ -3,22 +3,19 @@ OpenAPI document all read the same declaration, so none of them can drift from t
 """
 
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import marshmallow
 from flask import Response, g, jsonify, request
-from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
 from api.auth import Role, authorize
-from api.errors import ApiError
+from api.body import json_object
 from api.limiting import spend
 from workers import tracing
 
 View = Callable[..., Any]
-MAX_BODY = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +71,7 @@ def endpoint(
             if query_schema:
                 params["query"] = query_schema.load(_query())
             if body_schema:
-                params["body"] = body_schema.load(_json_object())
+                params["body"] = body_schema.load(json_object())
             answer = view(**params)
             if isinstance(answer, Response):
                 return answer
@@ -99,36 +96,3 @@ def _query() -> dict[str, str]:
     if repeated:
         raise marshmallow.ValidationError({name: ["Give it once."] for name in repeated})
     return request.args.to_dict()
-
-
-def _json_object() -> dict[str, Any]:
-    """The body, as strictly as I-JSON (RFC 7493) has it, so that nobody who stands before us can have read it in
-    another way than we do: UTF-8 and nothing else, no byte order mark, each name once."""
-    if request.mimetype != "application/json":
-        raise UnsupportedMediaType
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise ApiError(415, "Send the body as it is, without Content-Encoding")
-    raw = request.get_data()
-    if len(raw) > MAX_BODY:
-        raise RequestEntityTooLarge
-    g.body = raw
-    try:
-        found = json.loads(raw.decode(), parse_constant=_not_json, object_pairs_hook=_each_name_once)
-    except RecursionError:
-        raise ApiError(400, "The body is nested too deeply", details={"body": ["Is nested too deeply."]}) from None
-    except ValueError as error:
-        raise ApiError(400, "The body is not valid JSON", details={"body": [str(error)]}) from None
-    if not isinstance(found, dict):
-        raise ApiError(400, "The body must be a JSON object", details={"body": ["Must be an object."]})
-    return found
-
-
-def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name stands twice in one object")
-    return found
-
-
-def _not_json(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")

@@ -18,6 +18,11 @@ log = logger(__name__)
 RETRY_STORE_S = 2
 """How soon to try again when PostgreSQL is away."""
 MOST_DETAILS = 100
+"""Entries of one object of `details`; the others are counted."""
+MOST_WORDS = 500
+"""Entries of all objects of `details`, which with their lengths bounds the size of an answer: 200 kB at worst."""
+NAME_LENGTH, WORDS_LENGTH = 64, 300
+"""Characters of a name or of a sentence that the caller may have chosen; the others are left out."""
 
 _CODES = {
     400: "invalid_request",
@@ -66,9 +71,9 @@ def _answer(error: Exception) -> ResponseReturnValue:
         log.exception("unhandled_error", exc_info=error)
         known = ApiError(500, "Something went wrong on our side; the request id finds it in the logs")
     body = {
-        "error": known.error,
+        "error": _short(known.error, WORDS_LENGTH),
         "code": known.code,
-        "details": known.details,
+        "details": _bounded(known.details),
         "requestId": g.get("request_id"),
     }
     return jsonify(body), known.status, known.headers
@@ -80,11 +85,11 @@ def _known(error: Exception) -> ApiError | None:
             return error
         case marshmallow.ValidationError():
             details = error.messages if isinstance(error.messages, dict) else {"body": error.messages}
-            return ApiError(400, "The request is not valid; see details", details=_cut(details))
+            return ApiError(400, "The request is not valid; see details", details=details)
         case InvalidMessage():
-            return ApiError(400, "The request is not valid; see details", details=_cut(error.details))
+            return ApiError(400, "The request is not valid; see details", details=error.details)
         case NotFound():
-            return ApiError(404, str(error), details=_cut(error.details))
+            return ApiError(404, str(error), details=error.details)
         case KeyReused():
             return ApiError(409, str(error), code="idempotency_key_reused")
         case Conflict():
@@ -110,13 +115,35 @@ def _known(error: Exception) -> ApiError | None:
     return None
 
 
-def _cut(details: dict[str, Any]) -> dict[str, Any]:
-    """Of a long list of messages, what is wrong with the first of them, and with how many more something is."""
-    wrong = details.get("messages")
-    if not isinstance(wrong, dict) or len(wrong) <= MOST_DETAILS:
-        return details
-    first = dict(itertools.islice(wrong.items(), MOST_DETAILS))
-    return details | {"messages": first, "more": [f"So are {len(wrong) - MOST_DETAILS} more messages."]}
+def _bounded(details: dict[str, Any]) -> dict[str, Any]:
+    """The first of these details, cut to a length; `more` says how many others there are."""
+    room, left_out = MOST_WORDS, 0
+
+    def some_of(found: Any) -> Any:
+        nonlocal room, left_out
+        if isinstance(found, str):
+            return _short(found, WORDS_LENGTH)
+        if isinstance(found, list):
+            return [some_of(words) for words in found[:MOST_DETAILS]]
+        if not isinstance(found, dict):
+            return found
+        kept: dict[str, Any] = {}
+        for name, inner in itertools.islice(found.items(), MOST_DETAILS):
+            if room <= 0:
+                break
+            room -= 1
+            kept[_short(str(name), NAME_LENGTH)] = some_of(inner)
+        left_out += len(found) - len(kept)
+        return kept
+
+    kept: dict[str, Any] = some_of(details)
+    if left_out:
+        kept["more"] = [*kept.get("more", ()), f"{left_out:,} more errors are not listed."]
+    return kept
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _http_error(error: HTTPException) -> ApiError:

@@ -25,7 +25,7 @@ _ERRORS = {
     404: "No such thing, or none that the caller may know of",
     405: "This route does not take that method",
     409: "Its state does not allow this",
-    413: "The body is larger than 8 MiB",
+    413: "The body is larger than 8 MiB, or has more than 500,000 names and values",
     415: "The body is not declared to be JSON, or it is compressed",
     429: "Over the caller's own limit, or the queue is full",
     503: "Nothing can be accepted durably right now",

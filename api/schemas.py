@@ -19,6 +19,8 @@ METADATA_BYTES = 4096
 METADATA_DEPTH = 64
 """Deeper ones could be stored, but not read again by everybody: JSON parsers have limits."""
 BULK_MESSAGES = 10_000
+MOST_WRONG = 100
+"""So many wrong entries of a list are enough: those after them are not looked at."""
 ACCOUNT_ID = r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,63}"
 LIMITS_LENGTH = 255
 AUDIT_CURSOR = r"^[1-9][0-9]{0,17}$"
@@ -82,6 +84,27 @@ class Flag(fields.Boolean):
         if type(value) is not bool:
             raise self.make_error("invalid", input=value)
         return value
+
+
+class Some(fields.List):
+    """A list that is counted before any of it is looked at, and then looked at until `MOST_WRONG` of it are wrong."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[Any]:
+        if not isinstance(value, list):
+            raise self.make_error("invalid")
+        self._validate(value)
+        loaded: list[Any] = []
+        wrong: dict[int, Any] = {}
+        for n, inner in enumerate(value):
+            try:
+                loaded.append(self.inner.deserialize(inner, **kwargs))
+            except ValidationError as error:
+                wrong[n] = error.messages
+                if len(wrong) == MOST_WRONG:
+                    break
+        if wrong:
+            raise ValidationError(wrong)
+        return loaded
 
 
 class LimitsField(fields.String):
@@ -182,7 +205,7 @@ class Send(Strict):
         validate=validate.Length(1, 64),
         metadata={"description": "Whom it is from; the only account of the token, or else `default`"},
     )
-    media_ids = fields.List(
+    media_ids = Some(
         Text(validate=validate.Length(1, 255)),
         data_key="mediaIds",
         load_default=list,
@@ -216,12 +239,18 @@ class Send(Strict):
 
 
 class SendBulk(Strict):
-    messages = fields.List(
+    messages = Some(
         fields.Nested(Send),
         required=True,
         validate=validate.Length(1, BULK_MESSAGES),
         metadata={"description": "Each as /send takes it; all are queued, or none"},
     )
+
+    def handle_error(self, error: ValidationError, data: Any, **_: Any) -> None:
+        """Say how many messages were not looked at any more."""
+        wrong = error.messages_dict.get("messages")
+        if isinstance(wrong, dict) and (rest := len(data["messages"]) - 1 - max(wrong)) and len(wrong) == MOST_WRONG:
+            error.messages_dict["more"] = [f"{rest:,} messages after these were not looked at."]
 
 
 class Narrow(Strict):

@@ -63,10 +63,12 @@ class Route:
     def call(
         self, client: FlaskClient, message_id: str = UNKNOWN_ID, account_id: str = "default", **request: Any
     ) -> TestResponse:
+        return client.open(self.path(message_id, account_id), method=self.method, **request)
+
+    def path(self, message_id: str = UNKNOWN_ID, account_id: str = "default") -> str:
         values = {"channel": "onlyfans", "message_id": message_id, "account_id": account_id}
         wanted = {name: values[name] for name in self.parameters}
-        path = APP.url_map.bind("localhost").build(self.name, wanted, self.method)
-        return client.open(path, method=self.method, **request)
+        return APP.url_map.bind("localhost").build(self.name, wanted, self.method)
 
     @property
     def valid(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from urllib.request import urlopen
@@ -29,6 +29,7 @@ class Process:
 
     port: int
     log: Path
+    pid: int = 0
 
     @property
     def url(self) -> str:
@@ -71,7 +72,7 @@ def start_api(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Ite
             running.callback(process.wait)
             running.callback(process.terminate)
             _await_up(api, process)
-            return api
+            return replace(api, pid=process.pid)
 
         yield start
 

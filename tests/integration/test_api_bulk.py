@@ -160,7 +160,13 @@ def test_times_that_leave_no_time_are_said_of_each_message(bulk: Send, adapters:
 def test_of_very_many_errors_the_first_hundred_are_told(bulk: Send) -> None:
     answer = bulk("fan-1", *[{}] * 150)
     assert list(wrong(answer)) == [str(n) for n in range(1, 101)]
-    assert answer.json["details"]["more"] == ["So are 50 more messages."]
+    assert answer.json["details"]["more"] == ["50 messages after these were not looked at."]
+
+
+def test_of_very_many_times_that_are_wrong_the_first_hundred_are_told(bulk: Send) -> None:
+    answer = bulk("fan-1", *[message(expiresAt=at(seconds=-1))] * 150)
+    assert list(wrong(answer)) == [str(n) for n in range(1, 101)]
+    assert answer.json["details"]["more"] == ["50 more errors are not listed."]
 
 
 def test_an_account_that_is_not_the_callers_is_as_good_as_none(
@@ -486,6 +492,17 @@ def test_a_list_is_remembered_until_the_last_of_it_is_forgotten(
     assert ids(bulk(*wanted, key="key-1")) == ids(first)
     forget(last)
     assert set(ids(bulk(*wanted, key="key-1"))).isdisjoint(ids(first))
+
+
+def test_a_list_that_never_fits_is_400_with_the_remedy(
+    with_settings: Callable[..., Adapters], bearer: Callable[..., dict[str, str]]
+) -> None:
+    client = create_app(with_settings(max_queue_depth=2)).test_client()
+    answer = client.post(f"{ROOT}/send/bulk", json={"messages": [message()] * 3}, headers=bearer())
+    assert wrong(answer) == [
+        "3 messages are for account default, which may have 2 waiting (MAX_QUEUE_DEPTH). Send at most 2 at once."
+    ]
+    assert "Retry-After" not in answer.headers
 
 
 def test_a_replay_is_answered_though_the_queue_is_full_or_the_time_is_past(

@@ -312,3 +312,31 @@ def test_a_full_queue_is_429_with_retry_after(
     assert int(answers[2].headers["Retry-After"]) >= 1
     assert answers[2].headers["RateLimit"].startswith('"queue";r=0;t=')
     assert queries.counts(full.db, None) == {"default": {"queued": 1, "held": 1}}
+
+
+def test_a_full_queue_of_a_paused_account_says_so(
+    with_settings: Callable[..., Adapters], bearer: Callable[..., dict[str, str]]
+) -> None:
+    full = with_settings(max_queue_depth=1)
+    client, body = create_app(full).test_client(), {"recipientId": "fan-1", "content": "Hello"}
+
+    def refused() -> tuple[str, int]:
+        answer = client.post(SEND, json=body, headers=bearer())
+        assert (answer.status_code, answer.json["code"]) == (429, "queue_full")
+        assert f";t={answer.headers['Retry-After']}" in answer.headers["RateLimit"]
+        return answer.json["error"], int(answer.headers["Retry-After"])
+
+    assert client.post(SEND, json=body, headers=bearer()).status_code == 202
+    accounts.pause(full.db, "default", "the key is wrong")
+    words, retry_after_s = refused()
+    assert "It is paused (the key is wrong): there will be no room before somebody resumes it" in words
+    assert retry_after_s == 300
+    accounts.pause(full.db, "default", "lunch", until=datetime.now(UTC) + timedelta(minutes=30))
+    words, retry_after_s = refused()
+    assert "paused" not in words
+    assert 1700 < retry_after_s <= 1800
+    accounts.resume(full.db, "default")
+    full.redis.flushall()
+    words, retry_after_s = refused()
+    assert "Nobody can say when there will be room" in words
+    assert retry_after_s == 300

@@ -32,11 +32,15 @@ class KeyReused(Conflict):
 
 
 class QueueFull(PacelineError):
-    """The account has as many messages waiting as it may, or would have with `more`."""
+    """The account has as many messages waiting as it may, or would have with `more`. why: what keeps room from being
+    made, if nobody can say when there will be some."""
 
-    def __init__(self, account_id: str, depth: int, limit: int, retry_after_s: float, *, more: int = 1) -> None:
+    def __init__(
+        self, account_id: str, depth: int, limit: int, retry_after_s: float, *, more: int = 1, why: str | None = None
+    ) -> None:
         words = f"Account {account_id} has {depth} messages waiting, and may have {limit}"
-        super().__init__(words if more == 1 else f"{words}: {more} more do not fit")
+        words = words if more == 1 else f"{words}: {more} more do not fit"
+        super().__init__(f"{words}. {why}" if why else words)
         self.limit, self.retry_after_s = limit, retry_after_s
 
 

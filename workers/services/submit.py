@@ -27,6 +27,8 @@ from workers.wakeups import EXPECTED_LATENCY_S, Wakeups
 log = logger(__name__)
 
 _NEVER = datetime.max.replace(tzinfo=UTC)
+RETRY_UNKNOWN_S = 300.0
+"""How soon to try again where nobody can say when a full queue has room."""
 
 
 class Receipt(NamedTuple):
@@ -179,14 +181,18 @@ class Submitter:
 
     def _check_room(self, standing: Standing, more: int, now: datetime) -> None:
         """Raises QueueFull if the account may not have so many more messages waiting, with how long it takes until
-        enough have gone."""
-        account_id, depth = standing.account.id, standing.depth
-        excess = depth + more - self.max_queue_depth
+        enough have gone; InvalidMessage if they would not fit into an empty queue."""
+        account, depth, most = standing.account, standing.depth, self.max_queue_depth
+        excess = depth + more - most
         if excess <= 0:
             return
+        if more > most:
+            words = f"{more} messages are for account {account.id}, which may have {most} waiting (MAX_QUEUE_DEPTH)."
+            raise InvalidMessage({"messages": [f"{words} Send at most {most} at once."]})
         [[gone]] = self._estimate([(standing, [Place(max(1, min(excess, depth)))])], now)
-        wait_s = (gone.at - now).total_seconds() if gone.at else gone.next_token_s
-        raise QueueFull(account_id, depth, self.max_queue_depth, max(1.0, wait_s), more=more)
+        if gone.at is None:
+            raise QueueFull(account.id, depth, most, RETRY_UNKNOWN_S, more=more, why=_no_forecast(account))
+        raise QueueFull(account.id, depth, most, max(1.0, (gone.at - now).total_seconds()), more=more)
 
     def _estimate(self, wanted: Sequence[tuple[Standing, Sequence[Place]]], now: datetime) -> list[list[Estimate]]:
         """For places on each of some accounts, from one look at all their tokens."""
@@ -206,6 +212,14 @@ class Submitter:
                 wanted, asked, look_at_all(self.tokens, self.wakeups, asked), strict=True
             )
         ]
+
+
+def _no_forecast(account: Account) -> str:
+    """Why nobody can say when a message of the account will go."""
+    if account.paused_s == float("inf"):
+        reason = f" ({account.pause_reason})" if account.pause_reason else ""
+        return f"It is paused{reason}: there will be no room before somebody resumes it or cancels messages"
+    return "Nobody can say when there will be room: its tokens are unknown at the moment"
 
 
 def _wake_in_s(account: Account, promise: Estimate, due_s: float) -> float | None:
