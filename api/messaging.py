@@ -1,7 +1,7 @@
 """The messaging routes of a channel: contract §1."""
 
 import hashlib
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from flask import Blueprint, g, request, url_for
@@ -268,12 +268,11 @@ def _prospects(dossier: Dossier) -> Row:
 
 
 def _account(account: AccountStatus, now: datetime) -> Row:
-    next_s = account.next_token_s
     return {
         "account_id": account.account.id,
         "depth": account.depth,
         "tokens_available": account.tokens_available,
-        "next_token_at": None if next_s is None else now + timedelta(seconds=next_s),
+        "next_token_at": account.next_token_at(now),
         "state": account.state,
         "reason": account.reason,
     }

@@ -46,7 +46,7 @@ class Adapters:
         return Reader(self.db, self.tokens, self.wakeups, self.settings.rate_limit, self.settings.lease_s)
 
     def failures(self) -> Failures:
-        return Failures(self.db, self.tokens, self.wakeups, self.settings.rate_limit)
+        return Failures(self.db, self.tokens, self.wakeups, self.settings.rate_limit, self.settings.lease_s)
 
     def accounts(self) -> Accounts:
         return Accounts(self.db, self.tokens, self.wakeups, self.vault)

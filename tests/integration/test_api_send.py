@@ -13,9 +13,10 @@ from werkzeug.test import TestResponse
 from api.app import create_app
 from ratelimit import Limits
 from workers.bootstrap import Adapters
+from workers.domain.outcome import Outcome, OutcomeKind
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
-from workers.store import accounts, queries
+from workers.store import accounts, messages, queries
 
 SEND = "/api/onlyfans/messaging/send"
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -275,6 +276,22 @@ def test_blocked_by_names_what_would_have_to_change(
     assert blocked("cooldown") == "cooldown"
     assert blocked("schedule", sendAt=at(hours=1)) == "schedule"
     assert blocked("schedule") is None
+
+
+def test_what_waits_for_its_next_try_is_blocked_by_that(
+    send: Send, adapters: Adapters, client: FlaskClient, bearer: Callable[..., dict[str, str]]
+) -> None:
+    def blocked(message_id: str) -> str | None:
+        return client.get(f"/api/onlyfans/messaging/messages/{message_id}", headers=bearer()).json["blockedBy"]
+
+    tried = send().json["messageId"]
+    claims = messages.claim_next(adapters.db, "default", ["t"], worker=1, lease_s=10)
+    failed = Outcome(OutcomeKind.FAILED, http_status=503)
+    adapters.db.transaction(lambda c: messages.schedule_retry(c, claims[0], failed, 60.0))
+    assert blocked(tried) == "retry"
+    assert blocked(send(sendAt=at(hours=1)).json["messageId"]) == "schedule"
+    accounts.pause(adapters.db, "default", "for tests")
+    assert blocked(tried) == "paused"
 
 
 def test_position_counts_who_goes_first(send: Send) -> None:

@@ -82,6 +82,30 @@ def test_the_estimate_is_of_the_last_to_go(
     assert 120 <= status().json["processing"]["estimatedTimeSeconds"] < 125
 
 
+def test_the_estimate_knows_how_long_the_accounts_own_upstream_takes(
+    status: Callable[..., TestResponse],
+    submit: Callable[..., Receipt],
+    make_account: Callable[..., str],
+    adapters: Adapters,
+) -> None:
+    make_account("slow", limits="1/minute")
+    for n in range(4):
+        submit(f"fan-{n}", account_id="slow")
+    adapters.wakeups.end_drain("slow", "a-drain", latency_s=8.0)
+    assert status().json["processing"]["estimatedTimeSeconds"] == pytest.approx(3 * (60 + 8), abs=0.1)
+
+
+def test_the_next_token_comes_a_period_after_the_answer_that_is_awaited(
+    status: Callable[..., TestResponse], make_account: Callable[..., str], adapters: Adapters
+) -> None:
+    make_account("slow", limits="1/minute")
+    adapters.wakeups.end_drain("slow", "a-drain", latency_s=8.0)
+    adapters.tokens.borrow("slow", Limits.parse("1/minute"), lease_s=10)
+    found = status(accountId="slow").json
+    away = datetime.fromisoformat(found["accounts"][0]["nextTokenAt"]) - datetime.fromisoformat(found["timestamp"])
+    assert away.total_seconds() == pytest.approx(60 + 8, abs=0.1)
+
+
 def test_it_narrows_to_an_account_and_ends_where_the_claim_does(
     status: Callable[..., TestResponse], submit: Callable[..., Receipt], make_account: Callable[..., str]
 ) -> None:

@@ -165,9 +165,12 @@ def test_the_tallies_agree_with_the_rows_whatever_happens(adapters: Adapters, su
     adapters.db.transaction(lambda c: messages.bury(c, taken[1], FAILED, DeadLetterReason.REJECTED))
     adapters.db.transaction(lambda c: messages.schedule_retry(c, taken[2], FAILED, 60.0))
     messages.cancel(adapters.db, queries.messages(adapters.db, queries.MessageFilter(), None, 1)[0]["id"], ALICE)
+    adapters.db.transaction(lambda c: messages.bury(c, taken[3], FAILED, DeadLetterReason.REJECTED))
+    failures.retry(adapters.db, [taken[3].message_id], ALICE, redriven=True)
+    rows = "SELECT state, CASE WHEN redriven THEN -priority ELSE priority END AS priority, count(*) AS n FROM messages"
     counted = {
         (row["state"], row["priority"]): row["n"]
-        for row in adapters.db.all("SELECT state, priority, count(*) AS n FROM messages GROUP BY 1, 2")
+        for row in adapters.db.all(f"{rows} GROUP BY 1, 2")
         if row["state"] not in ("sent", "cancelled", "expired")
     }
     tallied = "SELECT state, priority, sum(n)::int AS n FROM tallies GROUP BY 1, 2 HAVING sum(n) <> 0"

@@ -30,6 +30,16 @@ class Line:
     priority: int
 
 
+def rank(priority: int, *, redriven: bool = False) -> int:
+    """How urgent messages of this kind are: an account's messages are claimed in the order of their ranks, the highest
+    first, and within one rank by due time.
+
+    Priority decides. Within one priority fresh messages go before redriven ones. So the ranks are 21 and 20 for
+    priority 10, 19 and 18 for priority 9, down to 3 and 2 for priority 1.
+    """
+    return 2 * priority + (not redriven)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     """A message in the hands of one drain: attempt number `attempt` is on record, under `token`.

@@ -1,13 +1,14 @@
 """When will a waiting message go, and what holds it back? From the tokens' real return times and its real place."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from functools import cache
 from typing import NamedTuple
 
 from ratelimit import Limits, View, forecast_many
 from ratelimit.tokens import START_WITHIN_S
+from workers.clock import moment_in
 from workers.domain.state import State
 from workers.store.accounts import Account
 
@@ -16,17 +17,31 @@ PROMPT_S = 0.5
 
 
 class BlockedBy(StrEnum):
+    """What would have to change for a waiting message to go."""
+
     RATE = "rate"
+    """The account has no token to spare."""
+    GROUP = "group"
+    """Nor has the group that it shares a budget with."""
+    RECIPIENT = "recipient"
+    """The recipient's own budget is used up."""
     COOLDOWN = "cooldown"
+    """The upstream throttles the account."""
+    UPSTREAM = "upstream"
+    """The upstream is unavailable."""
     PAUSED = "paused"
     SCHEDULE = "schedule"
+    """Its sendAt is still to come."""
+    RETRY = "retry"
+    """It failed, and its next try is still to come."""
     ORDERING = "ordering"
+    """Another message to the same recipient goes first."""
 
 
 # Tuples, here and in `Receipt`: there are ten thousand of each in a list of messages.
 class Estimate(NamedTuple):
-    """at: None if nobody can say (paused without an end, or Redis away). next_token_s: seconds until the account may
-    send its next message."""
+    """at: None if nobody can say (paused without an end, or Redis unavailable), or if no calendar can. next_token_s:
+    seconds until the account may send its next message."""
 
     at: datetime | None
     blocked_by: BlockedBy | None
@@ -34,12 +49,13 @@ class Estimate(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a message stands. position: its place in line, 1 for next to go. due_s: seconds until it may go at all
-    (sendAt, or a retry), 0 if now."""
+    """Where a message stands. position: its place in line, 1 for next to go. due_s: seconds until it may go at all, 0
+    if now. put_off_by: what it waits for until then."""
 
     position: int
     state: State = State.QUEUED
     due_s: float = 0.0
+    put_off_by: BlockedBy = BlockedBy.SCHEDULE
 
 
 def estimate(
@@ -63,19 +79,18 @@ def estimate(
     closed_by = BlockedBy.PAUSED if account.paused_s else BlockedBy.COOLDOWN if cooldown_s else None
     if view is None or not view.known or held_s == float("inf"):
         wait_s = 0.0 if held_s == float("inf") else held_s
-        return [Estimate(None, _blocked_by(closed_by, state, due_s, 0.0), wait_s) for _, state, due_s in places]
+        return [Estimate(None, _blocked_by(closed_by, place, 0.0), wait_s) for place in places]
     in_hand = _in_hand(view, claimed, lease_s)
     turns = [1, *(place.position - in_hand if place.position > in_hand else 1 for place in places)]
     next_s, *turns_s = forecast_many(limits, view.uses, turns, latency_s=latency_s, not_before_s=held_s)
 
     @cache  # many go together
-    def promise(state: State, due_s: float, turn_s: float) -> Estimate:
-        goes_s = max(turn_s, due_s)
-        return Estimate(now + timedelta(seconds=goes_s), _blocked_by(closed_by, state, due_s, turn_s), next_s)
+    def promise(place: Place, turn_s: float) -> Estimate:
+        return Estimate(moment_in(max(turn_s, place.due_s), now), _blocked_by(closed_by, place, turn_s), next_s)
 
     return [
-        promise(state, due_s, turn_s if position > in_hand else held_s)
-        for (position, state, due_s), turn_s in zip(places, turns_s, strict=True)
+        promise(place._replace(position=0), turn_s if place.position > in_hand else held_s)
+        for place, turn_s in zip(places, turns_s, strict=True)
     ]
 
 
@@ -86,15 +101,15 @@ def _in_hand(view: View, claimed: frozenset[str], lease_s: float) -> int:
     return sum(token not in claimed for token in just)
 
 
-def _blocked_by(closed_by: BlockedBy | None, state: State, due_s: float, turn_s: float) -> BlockedBy | None:
+def _blocked_by(closed_by: BlockedBy | None, place: Place, turn_s: float) -> BlockedBy | None:
     """The first thing that would have to change. A lack of tokens comes last, where the forecast is known.
 
     closed_by: what closes the account, if anything does.
     """
-    if due_s > PROMPT_S and closed_by is not BlockedBy.PAUSED:
-        return BlockedBy.SCHEDULE
+    if place.due_s > PROMPT_S and closed_by is not BlockedBy.PAUSED:
+        return place.put_off_by
     if closed_by:
         return closed_by
-    if state is State.HELD:
+    if place.state is State.HELD:
         return BlockedBy.ORDERING
     return BlockedBy.RATE if turn_s > PROMPT_S else None

@@ -1,16 +1,18 @@
 """What an admin does with dead letters: send one again, send many again, close one by hand."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
-from ratelimit import Limits, Tokens, forecast
+from ratelimit import Limits, Tokens
 from workers.domain.actor import Actor
 from workers.domain.errors import Conflict, NotFound
-from workers.domain.state import WAITING, State
-from workers.services.submit import look
+from workers.domain.state import State
+from workers.services.estimate import Place, estimate
+from workers.services.submit import look_at_all
 from workers.store import accounts, failures, queries
-from workers.store.queries import FailureFilter, Scope
+from workers.store.queries import Failed, FailureFilter, Scope
 from workers.store.session import Database, Row
 from workers.telemetry import logger, messages_processed
 from workers.wakeups import Wakeups
@@ -37,6 +39,7 @@ class Failures:
     tokens: Tokens
     wakeups: Wakeups
     default_limits: Limits
+    lease_s: float
 
     def retry(self, message_id: str, *, scope: Scope, by: Actor) -> datetime:
         """Queue a failed message again, with its history kept. Returns when it was queued.
@@ -57,16 +60,15 @@ class Failures:
     ) -> Redrive:
         """Queue every failed message that matches again, behind fresh traffic of the same priority. Unknown outcomes
         only on request: sending one again may deliver it twice."""
-        matched = queries.failed_ids(self.db, wanted, scope, include_unknown=include_unknown)
-        by_account = Counter(account_id for _, account_id in matched)
-        done_at = self._done_at(by_account)
+        matched = queries.failed(self.db, wanted, scope, include_unknown=include_unknown)
+        done_at = self._done_at(matched)
         queued = 0
         if not dry_run:
-            ids = [message_id for message_id, _ in matched]
+            ids = [failed.message_id for failed in matched]
             for start in range(0, len(ids), BATCH):
                 queued += len(failures.retry(self.db, ids[start : start + BATCH], by, redriven=True))
             log.info("messages_redriven", matched=len(matched), queued=queued, by=by.subject)
-            for account_id in by_account:
+            for account_id in {failed.account_id for failed in matched}:
                 self.wakeups.try_wake(account_id)
         return Redrive(len(matched), queued, done_at)
 
@@ -79,20 +81,34 @@ class Failures:
         messages_processed.labels("sent").inc()
         log.info("message_resolved", message_id=message_id, account_id=row["account_id"], by=by.subject)
 
-    def _done_at(self, matched: Counter[str]) -> datetime | None:
-        """When the last of so many more messages goes, account by account; they go behind what waits already."""
-        now, done_s = datetime.now(UTC), 0.0
-        counts = queries.counts(self.db, list(matched))
-        for account in accounts.all_of(self.db, list(matched)):
-            limits = account.limits_in_force(self.default_limits)
-            view, latency_s = look(self.tokens, self.wakeups, account, limits)
-            if view is None or account.paused_s == float("inf"):
-                return None
-            depth = sum(counts.get(account.id, {}).get(state, 0) for state in WAITING)
-            held_s = max(account.paused_s, account.cooldown_s, view.cooldown_s)
-            place = depth + matched[account.id]
-            done_s = max(done_s, forecast(limits, view.uses, place, latency_s=latency_s, not_before_s=held_s))
-        return now + timedelta(seconds=done_s)
+    def _done_at(self, matched: Iterable[Failed]) -> datetime | None:
+        """When the last of these goes, account by account, once all are queued again: behind whatever is more urgent,
+        fresh messages of their own priority included."""
+        now = datetime.now(UTC)
+        sizes: Counter[str] = Counter()
+        least: dict[str, int] = {}
+        for failed in matched:
+            sizes[failed.account_id] += 1
+            least[failed.account_id] = min(failed.priority, least.get(failed.account_id, failed.priority))
+        standings = accounts.standings(self.db, sizes)
+        asked = [(s.account, s.account.limits_in_force(self.default_limits)) for s in standings.values()]
+        last = []
+        for standing, (account, limits), (view, latency_s) in zip(
+            standings.values(), asked, look_at_all(self.tokens, self.wakeups, asked), strict=True
+        ):
+            position = standing.ahead(least[account.id], redriven=True) + sizes[account.id]
+            [promise] = estimate(
+                account,
+                limits,
+                view,
+                [Place(position)],
+                claimed=standing.tokens,
+                latency_s=latency_s,
+                lease_s=self.lease_s,
+                now=now,
+            )
+            last.append(promise.at)
+        return None if None in last else max((at for at in last if at), default=now)
 
     def _message(self, message_id: str, scope: Scope) -> Row:
         row = queries.message(self.db, message_id, scope)

@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from ratelimit import Limits, Tokens, TokensUnavailable, View, forecast
+from workers.clock import moment_in
 from workers.domain.errors import NotFound, StoreUnavailable
 from workers.domain.state import IN_FLIGHT, WAITING, State
-from workers.services.estimate import Estimate, Place, estimate
+from workers.services.estimate import BlockedBy, Estimate, Place, estimate
 from workers.services.submit import look
 from workers.store import accounts, audit, queries
 from workers.store.accounts import Account
@@ -40,11 +41,13 @@ class Dossier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountStatus:
-    """view: None while Redis is away. What takes a forecast is worked out when it is asked for."""
+    """view: None while Redis is unavailable. latency_s: how long the account's upstream takes to answer. What takes a
+    forecast is worked out when it is asked for."""
 
     account: Account
     limits: Limits
     view: View | None
+    latency_s: float
     counts: dict[State, int]
 
     @property
@@ -80,11 +83,11 @@ class AccountStatus:
             return None
         return 0 if self.cooldown_s else self.view.available(self.limits)
 
-    @property
-    def next_token_s(self) -> float | None:
+    def next_token_at(self, now: datetime) -> datetime | None:
         if self.view is None:
             return None
-        return forecast(self.limits, self.view.uses, 1, latency_s=0.0, not_before_s=self.cooldown_s)
+        next_s = forecast(self.limits, self.view.uses, 1, latency_s=self.latency_s, not_before_s=self.cooldown_s)
+        return moment_in(next_s, now)
 
     @property
     def done_s(self) -> float | None:
@@ -93,7 +96,7 @@ class AccountStatus:
         if self.view is None or not self.depth or held_s == float("inf"):
             return None
         uses = self.view.uses
-        return forecast(self.limits, uses, self.depth, latency_s=EXPECTED_LATENCY_S, not_before_s=held_s)
+        return forecast(self.limits, uses, self.depth, latency_s=self.latency_s, not_before_s=held_s)
 
     @property
     def closed_by(self) -> str | None:
@@ -171,10 +174,11 @@ class Reader:
         found = accounts.all_of(self.db, None if scope is None else list(scope))
         counts = queries.counts(self.db, scope)
         troubles = []
+        ids = [account.id for account in found]
         views: list[View | None]
         try:
             views = list(self.tokens.views([(account.budget, self._limits(account)) for account in found]))
-            last_s = self.wakeups.last_processed_s([account.id for account in found])
+            latencies_s, last_s = self.wakeups.latencies_s(ids), self.wakeups.last_processed_s(ids)
             troubles += [
                 f"No {kind} is running: messages are accepted, and wait"
                 for kind in ("worker", "pacer")
@@ -183,13 +187,15 @@ class Reader:
             if self.wakeups.broker_is_away():
                 troubles.append("Celery's broker is away: messages are accepted, and wait until it is back")
         except TokensUnavailable:
-            views, last_s = [None] * len(found), None
+            views, latencies_s, last_s = [None] * len(found), [EXPECTED_LATENCY_S] * len(found), None
             troubles.append("Redis is away: messages are accepted, and wait until it is back")
         held = {self._limits(account) for account in found}
         return Status(
             [
-                AccountStatus(account=a, limits=self._limits(a), view=view, counts=counts.get(a.id, {}))
-                for a, view in zip(found, views, strict=True)
+                AccountStatus(
+                    account=a, limits=self._limits(a), view=view, latency_s=latency_s, counts=counts.get(a.id, {})
+                )
+                for a, view, latency_s in zip(found, views, latencies_s, strict=True)
             ],
             held.pop() if len(held) == 1 else self.default_limits,
             None if last_s is None else datetime.fromtimestamp(last_s, UTC),
@@ -230,15 +236,25 @@ class Reader:
         claimed = accounts.claimed_tokens(self.db, account.id)
         position = queries.ahead_of(self.db, row["id"]) + 1
         view, latency_s = look(self.tokens, self.wakeups, account, self._limits(account))
-        due_s = max(0.0, (row["due_at"] - now).total_seconds())
         [promise] = estimate(
             account,
             self._limits(account),
             view,
-            [Place(position, State(row["state"]), due_s)],
+            [_place(row, position, now)],
             claimed=claimed,
             latency_s=latency_s,
             lease_s=self.lease_s,
             now=now,
         )
         return Waiting(position, promise)
+
+
+def _place(row: Row, position: int, now: datetime) -> Place:
+    """Where a waiting message stands."""
+    due_s = max(0.0, (row["due_at"] - now).total_seconds())
+    return Place(position, State(row["state"]), due_s, _put_off_by(row))
+
+
+def _put_off_by(row: Row) -> BlockedBy:
+    """What a waiting message waits for until its due time. The due time of one that was tried is that of its retry."""
+    return BlockedBy.RETRY if row["tries"] else BlockedBy.SCHEDULE

@@ -8,6 +8,8 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from ratelimit import Limits
+from workers.domain.message import rank
+from workers.store.schema import TALLY_RANK
 from workers.store.session import Connection, Database, Row
 
 
@@ -96,17 +98,21 @@ def limits_in_use(db: Database) -> set[Limits]:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """An account as a new message finds it: how many wait, how many of these stand in line by priority, and the tokens
-    of its budget that messages have been put to of late."""
+    """An account as a new message finds it.
+
+    depth: how many messages wait. waiting: how many of these stand in line, by rank. tokens: the tokens of its budget
+    that messages have been put to of late.
+    """
 
     account: Account
     depth: int
     waiting: Mapping[int, int]
     tokens: frozenset[str]
 
-    def ahead(self, priority: int) -> int:
-        """How many would go before a new one of this priority."""
-        return sum(n for other, n in self.waiting.items() if other >= priority)
+    def ahead(self, priority: int, *, redriven: bool = False) -> int:
+        """How many would go before a new message of this priority, which goes behind all others of its rank."""
+        own = rank(priority, redriven=redriven)
+        return sum(n for other, n in self.waiting.items() if other >= own)
 
 
 # Open attempts, and the latest few of all, which are read off the end of the primary key.
@@ -120,9 +126,9 @@ _TOKENS = """
 _STANDINGS = f"""
 SELECT {_COLUMNS}, t.depth, t.waiting, ARRAY({_TOKENS}) AS tokens
 FROM accounts a CROSS JOIN LATERAL (
-    SELECT coalesce(sum(n), 0)::int AS depth, jsonb_object_agg(priority, in_line) FILTER (WHERE in_line > 0) AS waiting
-    FROM (SELECT priority, sum(n) AS n, sum(n) FILTER (WHERE state <> 'scheduled') AS in_line
-          FROM tallies WHERE account_id = a.id AND state IN ('scheduled', 'held', 'queued') GROUP BY priority) p
+    SELECT coalesce(sum(n), 0)::int AS depth, jsonb_object_agg(rank, in_line) FILTER (WHERE in_line > 0) AS waiting
+    FROM (SELECT {TALLY_RANK} AS rank, sum(n) AS n, sum(n) FILTER (WHERE state <> 'scheduled') AS in_line
+          FROM tallies WHERE account_id = a.id AND state IN ('scheduled', 'held', 'queued') GROUP BY 1) ranked
 ) t
 WHERE a.id = ANY(%(account_ids)s::text[])
 """
@@ -242,7 +248,7 @@ def cool_down(c: Connection | Database, account_id: str, for_s: float) -> None:
 
 
 def _standing(row: Row) -> Standing:
-    waiting = {int(priority): n for priority, n in (row["waiting"] or {}).items()}
+    waiting = {int(rank): n for rank, n in (row["waiting"] or {}).items()}
     return Standing(_account(row), row["depth"], waiting, frozenset(row["tokens"]))
 
 

@@ -6,12 +6,13 @@ Every query takes the accounts the caller may know of (`scope`; None for all): a
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Select, and_, func, select
 
 from workers.domain.retry import DeadLetterReason
 from workers.domain.state import State
-from workers.store.schema import Attempt, DeadLetter, Message
+from workers.store.schema import TALLY_RANK, Attempt, DeadLetter, Message
 from workers.store.session import Database, Row
 
 Scope = Sequence[str] | None
@@ -87,18 +88,26 @@ def failures(db: Database, wanted: FailureFilter, scope: Scope, limit: int, offs
     return db.select(page), total
 
 
-def failed_ids(db: Database, wanted: FailureFilter, scope: Scope, *, include_unknown: bool) -> list[tuple[str, str]]:
-    """(message id, account id) of every open dead letter that matches, oldest failure first."""
+class Failed(NamedTuple):
+    """A message that was given up."""
+
+    message_id: str
+    account_id: str
+    priority: int
+
+
+def failed(db: Database, wanted: FailureFilter, scope: Scope, *, include_unknown: bool) -> list[Failed]:
+    """The message of every open dead letter that matches, oldest failure first."""
     conditions = _failure_conditions(wanted, scope)
     if not include_unknown:
         conditions.append(DeadLetter.reason != str(DeadLetterReason.OUTCOME_UNKNOWN))
     query = (
-        select(DeadLetter.message_id, DeadLetter.account_id)
+        select(DeadLetter.message_id, DeadLetter.account_id, Message.priority)
         .join(Message, Message.id == DeadLetter.message_id)
         .where(and_(*conditions))
         .order_by(DeadLetter.id)
     )
-    return [(row["message_id"], row["account_id"]) for row in db.select(query)]
+    return [Failed(**row) for row in db.select(query)]
 
 
 def dead_letters(db: Database, message_id: str) -> list[Row]:
@@ -123,16 +132,17 @@ def counts(db: Database, scope: Scope) -> dict[str, dict[State, int]]:
 
 # Held and queued apart, because each has a partial index of its own; together they would be looked for in all of the
 # account's history.
-_AHEAD = """
+_AHEAD = f"""
 SELECT (
     (SELECT coalesce(sum(n), 0) FROM tallies
-     WHERE account_id = m.account_id AND state IN ('held', 'queued') AND priority > m.priority)
+     WHERE account_id = m.account_id AND state IN ('held', 'queued')
+       AND {TALLY_RANK} > 2 * m.priority + (NOT m.redriven)::int)
   + (SELECT count(*) FROM messages o
-     WHERE o.account_id = m.account_id AND o.priority = m.priority AND o.state = 'queued'
-       AND (o.redriven, o.due_at, o.seq) < (m.redriven, m.due_at, m.seq))
+     WHERE o.account_id = m.account_id AND o.priority = m.priority AND o.redriven = m.redriven AND o.state = 'queued'
+       AND (o.due_at, o.seq) < (m.due_at, m.seq))
   + (SELECT count(*) FROM messages o
-     WHERE o.account_id = m.account_id AND o.priority = m.priority AND o.state = 'held'
-       AND (o.redriven, o.due_at, o.seq) < (m.redriven, m.due_at, m.seq))
+     WHERE o.account_id = m.account_id AND o.priority = m.priority AND o.redriven = m.redriven AND o.state = 'held'
+       AND (o.due_at, o.seq) < (m.due_at, m.seq))
 )::int AS ahead
 FROM messages m WHERE m.id = %(message_id)s
 """
@@ -146,21 +156,20 @@ def ahead_of(db: Database, message_id: str) -> int:
 
 _OLDEST = """
 SELECT waiting.account_id AS id, extract(epoch FROM now() - min(first.due_at))::float8 AS age_s
-FROM (SELECT account_id, priority FROM tallies
+FROM (SELECT account_id, abs(priority) AS priority, priority < 0 AS redriven FROM tallies
       WHERE state = 'queued' AND (%(scope)s::text[] IS NULL OR account_id = ANY(%(scope)s::text[]))
-      GROUP BY account_id, priority HAVING sum(n) > 0) waiting
-CROSS JOIN (VALUES (false), (true)) AS line (redriven)
+      GROUP BY 1, 2, 3 HAVING sum(n) > 0) waiting
 CROSS JOIN LATERAL (SELECT due_at FROM messages
                     WHERE account_id = waiting.account_id AND priority = waiting.priority
-                      AND redriven = line.redriven AND state = 'queued' AND due_at <= now()
+                      AND redriven = waiting.redriven AND state = 'queued' AND due_at <= now()
                     ORDER BY due_at LIMIT 1) first
 GROUP BY waiting.account_id
 """
 
 
 def oldest_ages_s(db: Database, scope: Scope = None) -> dict[str, float]:
-    """How long the longest waiting message of each of these accounts, or of all, has been due; two index probes for
-    each priority at which an account has any queued (twenty at most), none for the others."""
+    """How long the longest waiting message of each of these accounts, or of all, has been due; one index probe for
+    each rank at which an account has any queued (twenty at most), none for the others."""
     return {row["id"]: row["age_s"] for row in db.all(_OLDEST, {"scope": None if scope is None else list(scope)})}
 
 

@@ -271,6 +271,9 @@ class Tally(Base):
     A count is the sum over `slot`: each database backend adds to a slot of its own, by its pid (0 is where the
     reconciler folds them together), so that writers of one account neither queue up behind one row nor deadlock over
     it. Depth, position and status are as quick at a million messages as at none.
+
+    Redriven messages go behind the fresh ones of their priority, so they are counted apart: under the negative
+    priority, -5 for redriven ones of priority 5. `TALLY_RANK` gives the rank of a row.
     """
 
     __tablename__ = "tallies"
@@ -282,5 +285,10 @@ class Tally(Base):
     account_id: Mapped[str] = mapped_column(primary_key=True)
     state: Mapped[str] = mapped_column(primary_key=True)
     priority: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    """Negative for redriven messages."""
     slot: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
     n: Mapped[int] = mapped_column(BigInteger)
+
+
+TALLY_RANK = "2 * abs(tallies.priority) + (tallies.priority > 0)::int"
+"""SQL: the rank (`workers.domain.message.rank`) of the messages that a row of `tallies` counts."""
