@@ -195,7 +195,14 @@ def test_the_claim_uses_its_index_and_a_generic_plan(adapters: Adapters, submit:
 
     def plan(c) -> str:  # type: ignore[no-untyped-def]
         sql = messages._CLAIM_NEXT
-        values = {"account_id": "'default'", "want": "1", "tokens": "'{t}'", "worker": "1", "lease_s": "10"}
+        values = {
+            "account_id": "'default'",
+            "want": "1",
+            "tokens": "'{t}'",
+            "worker": "1",
+            "lease_s": "10",
+            "budget": "'default'",
+        }
         explained = "EXPLAIN " + re.sub(r"%\((\w+)\)s", lambda found: values[found[1]], sql)
         return "\n".join(row["QUERY PLAN"] for row in c.all(explained))
 
