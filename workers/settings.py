@@ -227,7 +227,9 @@ class Settings:
 
     @property
     def lease_s(self) -> float:
-        """Of a token's loan: enough for the latest start and the whole exchange with the upstream."""
+        """Of a token's loan: enough for the latest start and the whole exchange with the upstream. The last second is
+        for clocks whose rates differ (ratelimit.tokens.CLOCK_RATE_ERROR: 0.3 s in the longest loan), and for what
+        leaves between the last look at the clock and the wire."""
         return START_WITHIN_S + self.send_timeout_seconds + 1.0
 
     @property

@@ -2,7 +2,6 @@
 
 import asyncio
 import gzip
-import ipaddress
 import json
 import os
 import signal
@@ -12,41 +11,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from datetime import UTC, datetime, timedelta
-from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from deploy.sandbox import Fault, Sandbox
-from workers.channels.answer import Incoming
+from tests.integration.peers import Authority, Peer, answer_all, answering, broken, hear, loop, run
+from workers.channels.http.answer import Incoming
+from workers.channels.http.transport import Answer, NoAnswer, NotSent, Transport, Upstream
 from workers.channels.onlyfans import OnlyFans, outcome_of
-from workers.channels.transport import Answer, NoAnswer, NotSent, Transport, Upstream
 from workers.clock import monotonic_s
 from workers.domain.message import Claim
 from workers.domain.outcome import Evidence, Finding, Outcome, OutcomeKind
 
 Scripted = Callable[..., str]
-T = TypeVar("T")
-
-
-@cache
-def loop() -> asyncio.AbstractEventLoop:
-    """What requests are made on, in a thread of its own, as in a worker."""
-    made = asyncio.new_event_loop()
-    made.set_exception_handler(lambda _, context: broken.append(context))
-    threading.Thread(target=made.run_forever, daemon=True).start()
-    return made
-
-
-broken: list[dict[str, Any]] = []
-"""What broke on the loop, and nobody was told."""
 
 
 @pytest.fixture(autouse=True)
@@ -55,10 +36,6 @@ def nothing_breaks_unheard() -> Iterator[None]:
     yield
     run(asyncio.sleep(0))
     assert broken == []
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run_coroutine_threadsafe(work, loop()).result(60)
 
 
 def claim(recipient_id: str = "fan-1", content: str = "Hello", message_id: str = "msg_1") -> Claim:
@@ -118,40 +95,6 @@ def scripted() -> Iterator[Scripted]:
         listener.close()
 
 
-class Peer:
-    """An upstream of one's own: each connection is handled by `handle`, in a thread of its own."""
-
-    def __init__(self, handle: Callable[["Peer", socket.socket], object], tls: ssl.SSLContext | None = None) -> None:
-        self._handle, self._tls = handle, tls
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-        self.connections = 0
-        self.ended = threading.Semaphore(0)
-        """Released whenever a connection has been handled, and is closed."""
-        threading.Thread(target=self._run, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._listener.getsockname()[1]}"
-
-    def _run(self) -> None:
-        with suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                self.connections += 1
-                threading.Thread(target=self._serve, args=[connection], daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with suppress(OSError):
-            if self._tls:
-                connection = self._tls.wrap_socket(connection, server_side=True)
-            with connection:
-                self._handle(self, connection)
-        self.ended.release()
-
-    def close(self) -> None:
-        self._listener.close()
-
-
 Serve = Callable[..., Peer]
 
 
@@ -166,29 +109,6 @@ def serve() -> Iterator[Serve]:
     yield make
     for peer in peers:
         peer.close()
-
-
-def hear(connection: socket.socket) -> bytes:
-    """One whole request, head and body; b"" if no more come."""
-    heard = b""
-    while b"\r\n\r\n" not in heard:
-        if not (data := connection.recv(65536)):
-            return b""
-        heard += data
-    head, _, body = heard.partition(b"\r\n\r\n")
-    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
-    parts, missing = [body], length - len(body)
-    while missing > 0:
-        parts.append(connection.recv(65536))
-        missing -= len(parts[-1])
-    return head + b"".join(parts)
-
-
-def answer_all(peer: Peer, connection: socket.socket) -> None:
-    """Every message is accepted, under the number of its connection."""
-    mine = peer.connections
-    while hear(connection):
-        connection.sendall(answering(b'{"id": %d}' % mine))
 
 
 def test_an_accepted_message_brings_the_upstreams_id(channel: OnlyFans, upstream: Sandbox) -> None:
@@ -280,13 +200,13 @@ def test_connections_are_kept_alive_but_not_for_long(serve: Serve, monkeypatch: 
         for _ in range(3):
             assert send(channel).kind is OutcomeKind.ACCEPTED
         assert peer.connections == 1
-        monkeypatch.setattr("workers.channels.transport.IDLE_S", -1.0)
+        monkeypatch.setattr("workers.channels.http.transport.IDLE_S", -1.0)
         assert send(channel).kind is OutcomeKind.ACCEPTED
         assert peer.connections == 2
 
 
 def test_a_connection_that_nobody_uses_again_is_closed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.channels.transport.IDLE_S", 0.1)
+    monkeypatch.setattr("workers.channels.http.transport.IDLE_S", 0.1)
     peer = serve(answer_all)
     with closing(OnlyFans(peer.url)) as channel:
         send(channel)
@@ -387,7 +307,7 @@ def test_what_began_in_time_may_go_on_until_the_deadline(small_window: socket.so
 
 def test_what_a_killed_worker_was_sending_is_not_delivered_later(small_window: socket.socket) -> None:
     script = (
-        "import asyncio, sys; from workers.channels.transport import Transport, Upstream\n"
+        "import asyncio, sys; from workers.channels.http.transport import Transport, Upstream\n"
         "asyncio.run(Transport(Upstream.at(sys.argv[1]), connections=1).request("
         "'POST', '/', headers={}, body=b'x' * int(sys.argv[2]), timeout_s=60))"
     )
@@ -499,28 +419,6 @@ def test_an_answer_that_came_in_time_is_not_lost_on_a_busy_loop(serve: Serve) ->
         assert run(send_and_be_busy()).kind is OutcomeKind.ACCEPTED
         assert send(channel).kind is OutcomeKind.ACCEPTED
     assert peer.connections == 1
-
-
-def test_all_addresses_of_a_name_share_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.socket() as first, socket.socket() as second:
-        for waiting in (first, second):  # a full backlog: whoever comes next hears nothing
-            waiting.setblocking(False)
-            waiting.connect_ex(full.getsockname())
-        time.sleep(0.1)
-        address = (socket.AF_INET, socket.SOCK_STREAM, 6, "", full.getsockname())
-        real = socket.getaddrinfo
-        monkeypatch.setattr(
-            socket, "getaddrinfo", lambda host, *a, **o: [address] * 5 if host == "many" else real(host, *a, **o)
-        )
-        began = time.monotonic()
-        outcome = send(OnlyFans(f"http://many:{full.getsockname()[1]}"), timeout_s=0.5)
-        assert (outcome.kind, outcome.left, outcome.interrupted) == (OutcomeKind.FAILED, False, False)
-        assert 0.4 < time.monotonic() - began < 1.5
-
-
-def answering(body: bytes, status: str = "200 OK", headers: str = "") -> bytes:
-    head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
-    return head.encode("latin-1") + body
 
 
 STRANGE = [
@@ -853,26 +751,9 @@ def test_where_an_upstream_is_is_read_from_its_url(base_url: str, host: str, por
 @pytest.fixture
 def server_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
     """For 127.0.0.1, by a certificate that is trusted here."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "upstream")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem, private = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    private.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(pem, private)
-    return context
+    authority = Authority(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    return authority.server_tls("127.0.0.1")
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -916,7 +797,8 @@ def test_a_handshake_that_does_not_end_is_cut_at_the_deadline(serve: Serve) -> N
     silent = serve(lambda _, connection: read_to_the_end(connection))
     with closing(OnlyFans(silent.url.replace("http:", "https:"))) as channel:
         outcome = send(channel, timeout_s=0.5)
-    assert (outcome.kind, outcome.left, outcome.error) == (OutcomeKind.FAILED, False, "timed out")
+    assert (outcome.kind, outcome.left) == (OutcomeKind.FAILED, False)
+    assert outcome.error == f"timed out while connecting to 127.0.0.1 ({silent.url[7:]}: its TLS handshake did not end)"
     assert silent.ended.acquire(timeout=10)
 
 

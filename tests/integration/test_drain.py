@@ -2,9 +2,11 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +14,9 @@ import pytest
 import structlog
 
 from deploy.sandbox import Fault, Sandbox
-from ratelimit import TokensUnavailable
+from ratelimit import Limits, TokensUnavailable
 from tests.conftest import ALICE
+from tests.integration.peers import Authority, Peer, answer_all
 from workers.bootstrap import SENDERS, Adapters
 from workers.domain.message import Claim
 from workers.domain.outcome import Outcome, OutcomeKind
@@ -330,3 +333,29 @@ def test_a_redis_that_refuses_is_not_asked_all_the_time(submit: Submit, dispatch
     refusing = Refusing()
     replace(dispatcher, tokens=refusing, channels=channel_of(send)).drain("default")  # type: ignore[arg-type]
     assert refusing.asked < 20
+
+
+def test_an_upstream_whose_connections_take_longer_than_a_token_may_wait_is_sent_to(
+    with_settings: Callable[..., Adapters], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3 s each, at 10 per 2 s: a token must be on the books within 2 s, but its request need not have left by then."""
+    authority = Authority(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    peer = Peer(answer_all, authority.server_tls("127.0.0.1"), before_tls=lambda: time.sleep(3))
+    adapters = with_settings(
+        onlyfans_base_url=peer.url,
+        send_timeout_seconds=10.0,
+        rate_limit=Limits.parse("10/2s"),
+        onlyfans_idempotent=False,
+    )
+    for n in range(20):
+        adapters.submitter().submit({"recipient_id": f"fan-{n}", "content": "Hello"}, "default", by=ALICE)
+    dispatcher = adapters.dispatcher(worker=1)
+    began = time.monotonic()
+    while queries.counts(adapters.db, ["default"]) and time.monotonic() - began < 30:
+        dispatcher.drain("default")
+        time.sleep(0.1)
+    peer.close()
+    rows = adapters.db.all("SELECT outcome, count(*) FROM attempts GROUP BY outcome")
+    assert [tuple(row.values()) for row in rows] == [("accepted", 20)]
+    assert time.monotonic() - began < 15

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from workers.channels.retry_after import LONGEST_S, answered_at, http_date, retry_after_s
+from workers.channels.http.retry_after import LONGEST_S, answered_at, http_date, retry_after_s
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 NOW = datetime(2026, 11, 20, tzinfo=UTC)

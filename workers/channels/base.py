@@ -16,8 +16,8 @@ class Channel(Protocol):
     async def send(self, claim: Claim, api_key: str | None, *, start_by_s: float, timeout_s: float) -> Outcome:
         """Send it, once, on one event loop for all. Never raises for anything the upstream or the network does.
 
-        start_by_s: by `clock.monotonic_s`, the last moment at which the first byte may leave. timeout_s: of the whole
-        exchange, from connecting to the last byte of the answer.
+        start_by_s: by `clock.monotonic_s`, the last moment at which the exchange may begin, connecting included.
+        timeout_s: from then to the last byte of the answer. No byte leaves after that.
         """
 
     def find(

@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from workers.channels.retry_after import answered_at, retry_after_s
-from workers.channels.transport import Answer, NoAnswer, NotSent, TooLate, Transport, Upstream
+from workers.channels.http.exchange import Answer, Exchange, NoAnswer, NotSent, TooLate
+from workers.channels.http.retry_after import answered_at, retry_after_s
+from workers.channels.http.transport import Transport
+from workers.channels.http.upstream import Network, Upstream
 from workers.clock import monotonic_s
 from workers.domain.message import Claim
 from workers.domain.outcome import Evidence, Finding, Outcome, OutcomeKind
@@ -31,10 +33,18 @@ class OnlyFans:
     name = "onlyfans"
     has_history = True
 
-    def __init__(self, base_url: str, *, api_key: str = "", idempotent: bool = False, connections: int = 64) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str = "",
+        idempotent: bool = False,
+        connections: int = 64,
+        network: Network | None = None,
+    ) -> None:
         self.idempotent = idempotent
         self._api_key = api_key
-        self._upstream = Upstream.at(base_url)
+        self._upstream = Upstream.at(base_url, network)
         self._transport = Transport(self._upstream, connections=connections)
 
     async def send(self, claim: Claim, api_key: str | None, *, start_by_s: float, timeout_s: float) -> Outcome:
@@ -92,7 +102,7 @@ class OnlyFans:
 
     async def _find(
         self,
-        transport: Transport,
+        transport: Exchange,
         claim: Claim,
         api_key: str | None,
         started_ago_s: float,

@@ -321,6 +321,9 @@ class _Drain:
                 pause_s = min(pause_s * 2, 1.0)
 
     def _start(self, claims: list[Claim], borrowed_s: float, free_s: float) -> None:
+        # The exchange begins within START_WITHIN_S of borrowing, and after its COMMIT: so the books are in time, as
+        # `ratelimit.tokens` asks. It ends `send_timeout_s` later at the latest, connecting included. That is a second
+        # before the loan ends (`Settings.lease_s`), so no byte leaves without a token.
         start_by_s = borrowed_s + START_WITHIN_S
         for claim in claims:
             telemetry.dispatch_delay.observe(max(0.0, min(claim.due_s, free_s)))

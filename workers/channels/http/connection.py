@@ -14,9 +14,9 @@ import contextlib
 import socket
 import ssl
 import struct
-from collections.abc import Callable
 
-from workers.channels.answer import Answer, Incoming, NoAnswer
+from workers.channels.http.answer import Incoming
+from workers.channels.http.exchange import Answer, NoAnswer, TooLate
 from workers.clock import monotonic_s
 
 _CHUNK = 64 * 1024  # more than a TLS record, so that nothing stays behind where no selector sees it
@@ -25,26 +25,18 @@ _DELIVER = struct.pack("ii", 0, 0)
 _NOT_NOW = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
-class NotSent(Exception):
-    """Certainly not a byte of the request left."""
-
-
-class TooLate(NotSent):
-    """Not a byte left, because the last moment to start had passed."""
-
-
 class Call:
     """One request, and what comes of it.
 
-    start_by_s, deadline_s: by `clock.monotonic_s`, the last moment for its first byte, and for all of it.
-    left: whether any of it may have left. ended: done when its answer is whole, or there will be none.
+    deadline_s: by `clock.monotonic_s`, the last moment for any byte of it. left: whether any of it may have left.
+    ended: done when its answer is whole, or there will be none.
     """
 
-    __slots__ = ("deadline_s", "ended", "incoming", "left", "request", "start_by_s")
+    __slots__ = ("deadline_s", "ended", "incoming", "left", "request")
 
-    def __init__(self, request: bytes, *, start_by_s: float, deadline_s: float, max_answer: int) -> None:
+    def __init__(self, request: bytes, *, deadline_s: float, max_answer: int) -> None:
         self.request = request
-        self.start_by_s, self.deadline_s = start_by_s, deadline_s
+        self.deadline_s = deadline_s
         self.incoming = Incoming(max_answer)
         self.left = False
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -66,7 +58,8 @@ class Connection:
         self._loop.add_reader(self._fd, self._on_readable)
 
     async def serve(self, call: Call) -> Answer:
-        """Raises TooLate, NoAnswer or OSError; the caller cuts it at the deadline."""
+        """Raises NoAnswer or OSError; the caller cuts it at the deadline. Raises TooLate if the deadline has passed
+        before the first byte: then the connection is as good as it was."""
         self._call, self._unwritten = call, memoryview(call.request)
         self._linger(_DROP)
         self._on_writable()
@@ -114,16 +107,23 @@ class Connection:
     def _on_writable(self) -> None:
         call = self._call
         if call is not None:
-            # The last look at the clock before a byte leaves: a process that was stopped or a machine that slept since
-            # it borrowed its token must not send any more.
-            if monotonic_s() > (call.deadline_s if call.left else call.start_by_s):
-                late = TooLate("too late to start")
-                self._end(NoAnswer("stopped in the middle of the request") if call.left else late)
+            # The last look at the clock before bytes leave: a process that was stopped or a machine that slept since it
+            # borrowed its token must not send any more.
+            if monotonic_s() > call.deadline_s:
+                self._stop(call)
                 return
             call.left = True
         self._write()
         if call is None and not self._writing:  # it was answered before its end, which has left now
             self.close()
+
+    def _stop(self, call: Call) -> None:
+        """Write no more of it."""
+        if call.left:
+            self._end(NoAnswer("stopped in the middle of the request"))
+        else:
+            self._call, self._unwritten = None, memoryview(b"")
+            call.ended.set_exception(TooLate("too late to start"))
 
     def _write(self) -> None:
         """As much as the kernel takes."""
@@ -184,49 +184,3 @@ class Connection:
     def _linger(self, how: bytes) -> None:
         with contextlib.suppress(OSError):
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, how)
-
-
-async def connect(host: str, port: int, tls: ssl.SSLContext | None) -> Connection:
-    """To the first address of that name which takes us, all of them within the caller's deadline. Raises OSError."""
-    loop = asyncio.get_running_loop()
-    refused = OSError("the name has no address")
-    for family, kind, protocol, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        try:
-            return Connection(await _connected(socket.socket(family, kind, protocol), address, host, tls))
-        except OSError as error:
-            refused = error
-    raise refused
-
-
-async def _connected(sock: socket.socket, address: tuple, host: str, tls: ssl.SSLContext | None) -> socket.socket:
-    try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await asyncio.get_running_loop().sock_connect(sock, address)
-        if tls is not None:
-            sock = tls.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
-            await _shake_hands(sock)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-async def _shake_hands(sock: ssl.SSLSocket) -> None:
-    loop, fd = asyncio.get_running_loop(), sock.fileno()
-    while True:
-        try:
-            return sock.do_handshake()
-        except ssl.SSLWantReadError:
-            await _ready(fd, loop.add_reader, loop.remove_reader)
-        except ssl.SSLWantWriteError:
-            await _ready(fd, loop.add_writer, loop.remove_writer)
-
-
-async def _ready(fd: int, watch: Callable[..., None], unwatch: Callable[[int], object]) -> None:
-    ready = asyncio.Event()
-    watch(fd, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        unwatch(fd)

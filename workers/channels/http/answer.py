@@ -1,27 +1,14 @@
 """One HTTP/1.1 answer, as it comes in. httptools reads it; what counts as an answer is said here."""
 
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import httptools
 
+from workers.channels.http.exchange import Answer, NoAnswer
+
 MAX_HEAD = 64 * 1024
 """Bytes before the body of an answer, interim answers included."""
-
-
-class NoAnswer(Exception):
-    """The request left, wholly or in part, and no whole answer came back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """headers: their names Written-Like-This; what is said twice is joined by a comma."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 class Incoming:
