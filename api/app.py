@@ -8,6 +8,7 @@ import structlog
 from flask import Flask, Response, g, request
 from flask.json.provider import DefaultJSONProvider
 from ulid import ULID
+from werkzeug.exceptions import NotFound
 
 from api import auth, errors, limiting, messaging, operations
 from api.body import MAX_BODY
@@ -40,10 +41,12 @@ def create_app(adapters: Adapters) -> Flask:
     app.url_map.strict_slashes = app.url_map.merge_slashes = False  # a redirect would be an HTML page
     app.json = _Json(app)
     app.before_request(_begin)
+    app.before_request(_refuse_nul)
     app.after_request(_end)
     errors.install(app)
     auth.install(app, adapters.settings)
-    limiting.install(app, adapters.tokens, adapters.settings.api_rate_limit)
+    settings = adapters.settings
+    limiting.install(app, adapters.tokens, writes=settings.api_rate_limit, reads=settings.api_read_limit)
     app.register_blueprint(messaging.blueprint(adapters))
     app.register_blueprint(operations.blueprint(app, adapters))
     app.register_blueprint(operations.docs())
@@ -56,6 +59,12 @@ def _begin() -> None:
     g.began = time.perf_counter()
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(request_id=g.request_id)
+
+
+def _refuse_nul() -> None:
+    """No name that PostgreSQL can hold contains NUL, so no path with one leads anywhere."""
+    if any("\0" in str(value) for value in (request.view_args or {}).values()):
+        raise NotFound
 
 
 def _end(response: Response) -> Response:

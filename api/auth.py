@@ -14,16 +14,20 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from flask import Flask, current_app, g
+from flask import Flask, current_app, g, request
 from flask_jwt_extended import JWTManager, create_access_token, get_jwt, verify_jwt_in_request
 from flask_jwt_extended.exceptions import JWTExtendedException
 from jwt.exceptions import PyJWTError
 
 from api.errors import ApiError, not_authenticated
 from workers import tracing
+from workers.counts import bearer_token
 from workers.domain.actor import Actor
 from workers.domain.errors import NotFound
 from workers.settings import BadSetting, Settings
+from workers.telemetry import logger
+
+log = logger(__name__)
 
 DEFAULT_ACCOUNT = "default"
 _CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
@@ -89,21 +93,33 @@ def install(app: Flask, settings: Settings) -> None:
 
 
 def identify() -> Caller:
-    """The caller of this request. Raises 401 for no token, a bad one, or one without our claims."""
+    """The caller of this request. Raises 401 for no token, a bad one, or one without our claims; why is only logged."""
+    token = bearer_token(request.headers.get("Authorization", ""))
+    if not token:
+        raise not_authenticated()
+    request.environ["HTTP_AUTHORIZATION"] = f"Bearer {token}"  # the one spelling that the library knows
     try:
         verify_jwt_in_request()
-    except (JWTExtendedException, PyJWTError):
-        raise not_authenticated() from None
+    except jwt.ExpiredSignatureError:
+        raise _refused("expired") from None
+    except (JWTExtendedException, PyJWTError) as error:
+        raise _refused("invalid", error=type(error).__name__) from None
     claims = get_jwt()
     # RFC 7519 §4.1.3: whoever does not find itself in an audience must refuse the token. With JWT_AUDIENCE the library
     # has looked; without it we have no name that could be there.
     if "aud" in claims and current_app.config["JWT_DECODE_AUDIENCE"] is None:
-        raise not_authenticated()
+        raise _refused("audience")
     match claims:
         case {"sub": sub, "role": str(role), "accounts": [*accounts]}:
             if role in EVERYONE and all(map(_is_name, (sub, *accounts))):
                 return Caller(sub, Role(role), None if "*" in accounts else tuple(accounts))
-    raise not_authenticated()
+    raise _refused("claims")
+
+
+def _refused(reason: str, **about: str) -> ApiError:
+    """The 401 for a token that is refused, with the reason in the log: `expired`, or else a bad one."""
+    log.info("access_token_refused", reason=reason, **about)
+    return not_authenticated()
 
 
 def authorize(roles: tuple[Role, ...]) -> Caller:

@@ -1,4 +1,5 @@
-"""The caller's own limit: so many requests per `sub`, with our own tokens.
+"""The caller's own limits: so many requests per `sub`, with our own tokens. Reads have a budget of their own, so that
+watching a queue never keeps anybody from sending.
 
 Fails open: while Redis is away requests are served, since a send that can be accepted durably should be; counted in
 `paceline_caller_limit_open_total`.
@@ -6,8 +7,9 @@ Fails open: while Redis is away requests are served, since a send that can be ac
 
 import hashlib
 import math
+from dataclasses import dataclass
 
-from flask import Flask, Response, current_app, g
+from flask import Flask, Response, current_app, g, request
 
 from api.errors import ApiError
 from ratelimit import Grant, Limits, Tokens, TokensUnavailable
@@ -16,40 +18,58 @@ from workers.telemetry import caller_limit_open, logger
 log = logger(__name__)
 
 _EXTENSION = "caller_limit"
+_READS = ("GET", "HEAD")
 
 
-def install(app: Flask, tokens: Tokens, limits: Limits | None) -> None:
-    app.extensions[_EXTENSION] = (tokens, limits)
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """name: of its policies in `RateLimit-Policy`, and the beginning of its keys."""
+
+    name: str
+    limits: Limits
+    what: str
+
+
+def install(app: Flask, tokens: Tokens, *, writes: Limits | None, reads: Limits | None) -> None:
+    """Hold callers to these limits; None for no limit."""
+    app.extensions[_EXTENSION] = (
+        tokens,
+        writes and Budget("caller", writes, "requests"),
+        reads and Budget("reader", reads, "reads"),
+    )
     app.after_request(_tell)
 
 
 def spend(subject: str) -> None:
     """Count this request against its caller. Raises 429."""
-    tokens, limits = current_app.extensions[_EXTENSION]
-    if limits is None:
+    tokens, writes, reads = current_app.extensions[_EXTENSION]
+    budget: Budget | None = reads if request.method in _READS else writes
+    if budget is None:
         return
-    key = "caller." + hashlib.sha256(subject.encode()).hexdigest()[:24]
+    key = f"{budget.name}." + hashlib.sha256(subject.encode()).hexdigest()[:24]
     try:
-        grant = tokens.spend(key, limits)
+        grant = tokens.spend(key, budget.limits)
     except TokensUnavailable as error:
         caller_limit_open.inc()
         log.warning("caller_limit_open", error=str(error))
         return
-    g.caller_grant = grant
+    g.caller_grant = budget, grant
     if not grant.tokens:
         wait_s = _wait_s(grant)
-        words = f"More than {limits} requests; try again in {wait_s} s"
+        words = f"More than {budget.limits} {budget.what}; try again in {wait_s} s"
         raise ApiError(429, words, headers={"Retry-After": str(wait_s)})
 
 
 def _tell(response: Response) -> Response:
     """RateLimit and RateLimit-Policy, as draft-ietf-httpapi-ratelimit-headers has them; after a full queue's own."""
-    _, limits = current_app.extensions[_EXTENSION]
-    grant: Grant | None = g.get("caller_grant")
-    if limits is not None and grant is not None:
-        policies = [f'"caller{n}";q={limit.count};w={math.ceil(limit.period_s)}' for n, limit in enumerate(limits, 1)]
-        response.headers["RateLimit-Policy"] = ", ".join([*response.headers.getlist("RateLimit-Policy"), *policies])
-        response.headers.setdefault("RateLimit", f'"caller1";r={grant.left};t={_wait_s(grant)}')
+    if "caller_grant" not in g:
+        return response
+    budget, grant = g.caller_grant
+    policies = [
+        f'"{budget.name}{n}";q={limit.count};w={math.ceil(limit.period_s)}' for n, limit in enumerate(budget.limits, 1)
+    ]
+    response.headers["RateLimit-Policy"] = ", ".join([*response.headers.getlist("RateLimit-Policy"), *policies])
+    response.headers.setdefault("RateLimit", f'"{budget.name}1";r={grant.left};t={_wait_s(grant)}')
     return response
 
 

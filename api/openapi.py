@@ -42,8 +42,12 @@ _REQUEST_ID = {"name": "X-Request-Id", "in": "header"} | _text(
 )
 _ON_EVERY_ANSWER = {"X-Request-Id": _text("Names this request in our logs", pattern="^[A-Za-z0-9._:-]{1,128}$")}
 _ON_COUNTED_ANSWERS = {
-    "RateLimit": _text("How many more requests the caller has, and for how long; not with `API_RATE_LIMIT=off`"),
-    "RateLimit-Policy": _text("The caller's own limits; not with `API_RATE_LIMIT=off`"),
+    "RateLimit": _text(
+        "How many more requests the caller has, and for how long: `caller` counts writes, `reader` reads"
+    ),
+    "RateLimit-Policy": _text(
+        "The caller's own limits: `API_RATE_LIMIT`, or `API_READ_LIMIT` for reads; not if it is `off`"
+    ),
 }
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer", "minimum": 1}}}
 _ON_ERRORS = {

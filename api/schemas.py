@@ -37,13 +37,14 @@ def iso(moment: datetime | None) -> str | None:
 
 
 class Time(fields.AwareDateTime):
-    """ISO-8601; without an offset it is UTC."""
+    """ISO-8601 with an offset. A time without one means another moment to everybody who reads it."""
 
     pattern = r"^(?!0000|0001|9999)"
     """For the document: what it takes besides being a `date-time`."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(format="iso", default_timezone=UTC, **kwargs)
+        words = "Has no offset. End it with Z for UTC, or with an offset such as +02:00."
+        super().__init__(format="iso", error_messages={"invalid_awareness": words}, **kwargs)
 
     def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
         return iso(value)

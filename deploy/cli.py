@@ -99,6 +99,7 @@ def demo(messages: int, rate_limit: str) -> None:
         **os.environ,
         "RATE_LIMIT": rate_limit,
         "API_RATE_LIMIT": "off",
+        "API_READ_LIMIT": "off",
         "RETRY_BASE_SECONDS": "1",
         "DATABASE_URL": "",
         "REDIS_URL": "",

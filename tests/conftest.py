@@ -96,6 +96,7 @@ def settings(servers: Servers, upstream: Sandbox) -> Settings:
             "RETRY_BASE_SECONDS": "0",
             "SEND_TIMEOUT_SECONDS": "2",
             "API_RATE_LIMIT": "off",
+            "API_READ_LIMIT": "off",
         }
     )
 

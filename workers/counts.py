@@ -92,9 +92,15 @@ def counted() -> CollectorRegistry:
     return registry
 
 
+def bearer_token(authorization: str) -> str | None:
+    """The token of an Authorization header; None for another scheme or none. Schemes ignore case (RFC 9110 §11.1)."""
+    scheme, _, credentials = authorization.strip().partition(" ")
+    return credentials.strip() if scheme.lower() == "bearer" else None
+
+
 def may_see(authorization: str, token: str | None) -> bool:
     """Whether this Authorization header opens the metrics; any does, unless METRICS_TOKEN is set."""
-    return not token or hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode())
+    return not token or hmac.compare_digest((bearer_token(authorization) or "").encode(), token.encode())
 
 
 def serve(port: int, token: str | None) -> None:

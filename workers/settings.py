@@ -186,7 +186,9 @@ class Settings:
     rate_limit: Limits = _from("RATE_LIMIT", _limits, "10/minute")
     """Limits of accounts that have none of their own."""
     api_rate_limit: Limits | None = _from("API_RATE_LIMIT", _limits_or_off, "60/minute")
-    """Requests of one caller (`sub`) to the API; `off` for none."""
+    """Requests of one caller (`sub`) to the API that are not reads; `off` for no limit."""
+    api_read_limit: Limits | None = _from("API_READ_LIMIT", _limits_or_off, "600/minute")
+    """Reads (GET) of one caller, counted apart from the others; `off` for no limit."""
     max_attempts: int = _from("MAX_ATTEMPTS", _whole(1, 100, "attempts"), "5")
     """Attempts before a failing message becomes a dead letter."""
     retry_base_seconds: float = _from("RETRY_BASE_SECONDS", _number(0, 3600, "seconds"), "5")

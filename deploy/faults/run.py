@@ -93,6 +93,7 @@ def _stack(directory: Path, options: Options, environ: Mapping[str, str]) -> Sta
     settings = {
         "RATE_LIMIT": _ours(options),
         "API_RATE_LIMIT": "off",
+        "API_READ_LIMIT": "off",
         "ONLYFANS_IDEMPOTENT": "1" if options.idempotent else "0",
         "SEND_TIMEOUT_SECONDS": str(SEND_TIMEOUT_S),
         "RETRY_BASE_SECONDS": "0.5",

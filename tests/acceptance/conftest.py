@@ -99,6 +99,7 @@ def make_stack(tmp_path_factory: pytest.TempPathFactory, addresses: dict[str, st
                 environ={
                     "PATH": "/usr/bin:/bin",
                     "API_RATE_LIMIT": "off",
+                    "API_READ_LIMIT": "off",
                     "RETRY_BASE_SECONDS": "0.2",
                     **addresses,
                     **environ,

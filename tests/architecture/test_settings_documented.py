@@ -31,6 +31,7 @@ BAD = {
     "ONLYFANS_IDEMPOTENT": ("perhaps", "1 or 0"),
     "RATE_LIMIT": ("ten a minute", "10/minute"),
     "API_RATE_LIMIT": ("60", "10/minute"),
+    "API_READ_LIMIT": ("600 a minute", "10/minute"),
     "MAX_ATTEMPTS": ("0", "1 to 100"),
     "RETRY_BASE_SECONDS": ("-1", "0 to 3600"),
     "RETRY_MAX_SECONDS": ("nan", "0 to 86400"),

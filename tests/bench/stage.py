@@ -77,6 +77,7 @@ class Stage:
             "ONLYFANS_API_KEY": "bench",
             "ONLYFANS_IDEMPOTENT": "1",
             "API_RATE_LIMIT": "off",
+            "API_READ_LIMIT": "off",
             "MAX_QUEUE_DEPTH": "10000000",
             **more,
         }

@@ -59,6 +59,7 @@ def start_api(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Ite
                 "REDIS_URL": servers.redis_url,
                 "JWT_SECRET_KEY": SECRET,
                 "API_RATE_LIMIT": "off",
+                "API_READ_LIMIT": "off",
                 **environ,
             }
             with log.open("wb") as file:

@@ -19,12 +19,14 @@ schemathesis.openapi.format("limits", LIMITS.map(",".join))
 
 @schemathesis.hook
 def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
-    """`until` and `expiresAt` are in the future, `expiresAt` is after `sendAt`, and metadata is at most 4 KiB of JSON
-    without NUL."""
+    """`until`, `sendAt` and `expiresAt` are in the future, `expiresAt` is after `sendAt`, and metadata is at most 4 KiB
+    of JSON without NUL."""
     body = case.body if isinstance(case.body, dict) else {}
     messages = body.get("messages")
     for part in [body, *(messages if isinstance(messages, list) else [])]:
         if isinstance(part, dict):
+            if (send_at := _moment(part.get("sendAt"))) and send_at < datetime.now(UTC):
+                part["sendAt"] = "8000-01-01T00:00:00Z"
             soonest = max(_moment(part.get("sendAt")) or datetime.now(UTC), datetime.now(UTC)) + timedelta(hours=1)
             ends = {name: _moment(part.get(name)) for name in ("until", "expiresAt")}
             part.update({name: "9000-01-01T00:00:00Z" for name, end in ends.items() if end and end < soonest})

@@ -105,7 +105,7 @@ def test_what_is_said_is_kept_as_by_send(
         message(),
         message(content="", mediaIds=["m-1", '{"}\\,', "NULL", ""[:0] or " "]),
         message(content="Ahoy 😀 {NULL} \\N\n\x01", priority=10, batchId='b"', metadata=said, sendAt=at(hours=1)),
-        message(sendAt="0002-01-01T00:00:00Z", expiresAt="9998-12-31T23:59:59.999999-12:00", metadata={}),
+        message(sendAt=at(minutes=-5), expiresAt="9998-12-31T23:59:59.999999-12:00", metadata={}),
         message(sendAt=None, expiresAt=None, batchId=None, metadata=None, mediaIds=[]),
     ]
     for one in wanted:
@@ -154,6 +154,12 @@ def test_times_that_leave_no_time_are_said_of_each_message(bulk: Send, adapters:
         "1": {"expiresAt": ["Is in the past; leave it out or choose a later time."]},
         "2": {"expiresAt": ["Must be after sendAt."]},
     }
+    assert rows(adapters) == []
+
+
+def test_a_send_at_that_is_long_past_is_said_of_each_message(bulk: Send, adapters: Adapters) -> None:
+    words = "Is more than an hour past. Leave it out to send at once, or check the year and the offset."
+    assert wrong(bulk("fan-1", message(sendAt=at(hours=-2)))) == {"1": {"sendAt": [words]}}
     assert rows(adapters) == []
 
 

@@ -79,6 +79,18 @@ def test_what_we_did_not_expect_says_nothing_of_itself(adapters: Adapters, beare
     assert "hunter2" not in answer.text
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "accounts/%00/pause"), ("POST", "accounts/a%00b/resume"), ("PUT", "accounts/%00"),
+        ("GET", "messages/%00"), ("DELETE", "messages/msg_%00"), ("POST", "%00/retry"), ("POST", "%00/resolve"),
+    ],
+)  # fmt: skip
+def test_a_path_with_nul_leads_nowhere(client: FlaskClient, bearer: Bearer, method: str, path: str) -> None:
+    body = {"reason": "because"} if path.endswith("pause") else {}
+    assert_error(client.open(f"{ROOT}/{path}", method=method, headers=bearer("admin"), json=body), 404, "not_found")
+
+
 # --- request ids ----------------------------------------------------------------------------------------------------
 
 
@@ -178,11 +190,42 @@ def test_callers_do_not_share_and_the_refused_do_not_count(
     client = create_app(with_settings(api_rate_limit=Limits.parse("1/minute"))).test_client()
 
     def status(headers: dict[str, str]) -> int:
-        return client.get(f"{ROOT}/failed", headers=headers).status_code
+        return client.post(f"{ROOT}/send", json=MESSAGE, headers=headers).status_code
 
     assert [status({}), status(bearer("ops"))] == [401, 403]
-    assert [status(bearer()), status(bearer("admin")), status(bearer(subject="bob"))] == [200, 429, 200]
+    assert [status(bearer()), status(bearer("admin")), status(bearer(subject="bob"))] == [202, 429, 202]
     assert client.get(f"{ROOT}/test").status_code == 200
+
+
+def test_reads_have_a_budget_of_their_own(with_settings: Callable[..., Adapters], bearer: Bearer) -> None:
+    """100 looks at the queue keep nobody from sending, and the other way round."""
+    one, three = Limits.parse("1/minute"), Limits.parse("3/minute")
+    client = create_app(with_settings(api_rate_limit=one, api_read_limit=three)).test_client()
+
+    def send() -> TestResponse:
+        return client.post(f"{ROOT}/send", json=MESSAGE, headers=bearer())
+
+    reads = [client.get(f"{ROOT}/messages", headers=bearer()) for _ in range(4)]
+    assert [answer.status_code for answer in reads] == [200, 200, 200, 429]
+    assert [answer.headers["RateLimit"].split(";t")[0] for answer in reads[:3]] == [
+        f'"reader1";r={n}' for n in (2, 1, 0)
+    ]
+    assert {answer.headers["RateLimit-Policy"] for answer in reads} == {'"reader1";q=3;w=60'}
+    assert_error(reads[3], 429, "rate_limited")
+    assert reads[3].json["error"].startswith("More than 3/minute reads; try again in ")
+    writes = [send(), send()]
+    assert [answer.status_code for answer in writes] == [202, 429]
+    assert {answer.headers["RateLimit-Policy"] for answer in writes} == {'"caller1";q=1;w=60'}
+
+
+def test_either_budget_can_be_off(with_settings: Callable[..., Adapters], bearer: Bearer) -> None:
+    client = create_app(with_settings(api_rate_limit=Limits.parse("1/minute"))).test_client()
+    answers = [client.get(f"{ROOT}/status", headers=bearer()) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert "RateLimit" not in answers[0].headers
+    assert Settings.from_env({"DATABASE_URL": "postgresql://x", "REDIS_URL": "redis://x"}).api_read_limit == (
+        Limits.parse("600/minute")
+    )
 
 
 def test_a_request_that_makes_no_sense_counts(with_settings: Callable[..., Adapters], bearer: Bearer) -> None:

@@ -86,7 +86,7 @@ def test_latest_first_and_every_filter_narrows(
     assert ids(failed(accountId="default")) == [middle, old]
     assert ids(failed(since="2026-02-01T00:00:00Z")) == [other, middle]
     assert ids(failed(until="2026-02-01T00:00:00Z")) == [old]
-    assert ids(failed(since="2026-01-15T00:00:00", until="2026-02-15T01:00:00+01:00")) == [middle]
+    assert ids(failed(since="2026-01-15T00:00:00Z", until="2026-02-15T01:00:00+01:00")) == [middle]
     assert ids(failed(recipientId="fan-1", accountId="default", reason="retries_exhausted")) == [old]
     assert failed(recipientId="fan-1").json["total"] == 2
 

@@ -270,7 +270,7 @@ def test_requests_in_time_are_no_overshoot(
 def test_the_callers_limit_holds_however_many_ask_at_once(
     with_settings: Callable[..., Adapters], bearer: Bearer
 ) -> None:
-    app = create_app(with_settings(api_rate_limit=Limits.parse("20/minute")))
+    app = create_app(with_settings(api_read_limit=Limits.parse("20/minute")))
 
     def ask(_: int) -> int:
         return app.test_client().get(f"{ROOT}/messages", headers=bearer()).status_code
@@ -282,8 +282,9 @@ def test_the_callers_limit_holds_however_many_ask_at_once(
 
 def test_the_callers_limit_is_told_with_every_answer(with_settings: Callable[..., Adapters], bearer: Bearer) -> None:
     client = create_app(with_settings(api_rate_limit=Limits.parse("2/second,3/minute"))).test_client()
-    first, second, third = (client.get(f"{ROOT}/messages", headers=bearer()) for _ in range(3))
-    assert [answer.status_code for answer in (first, second, third)] == [200, 200, 429]
+    body = {"recipientId": "fan-1", "content": "Hello"}
+    first, second, third = (client.post(f"{ROOT}/send", json=body, headers=bearer()) for _ in range(3))
+    assert [answer.status_code for answer in (first, second, third)] == [202, 202, 429]
     policy = '"caller1";q=2;w=1, "caller2";q=3;w=60'
     assert {answer.headers["RateLimit-Policy"] for answer in (first, second, third)} == {policy}
     assert first.headers["RateLimit"] == '"caller1";r=1;t=0'

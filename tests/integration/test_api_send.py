@@ -231,17 +231,31 @@ def test_more_than_8_mib_is_413(send_raw: Send) -> None:
     [
         ("2040-05-06T07:08:09Z", "2040-05-06T07:08:09+00:00"),
         ("2040-05-06T07:08:09.123456Z", "2040-05-06T07:08:09.123456+00:00"),
-        ("2040-05-06T07:08:09", "2040-05-06T07:08:09+00:00"),
         ("2040-05-06T07:08+05:30", "2040-05-06T01:38:00+00:00"),
         ("9998-12-31T23:59:59.999-12:00", "9999-01-01T11:59:59.999+00:00"),
     ],
 )
-def test_times_are_utc_if_they_do_not_say(send: Send, adapters: Adapters, given: str, meant: str) -> None:
+def test_times_are_kept_as_the_moment_that_they_name(send: Send, adapters: Adapters, given: str, meant: str) -> None:
     assert stored(adapters, send(sendAt=given))["send_at"] == datetime.fromisoformat(meant)
 
 
-def test_a_send_at_that_is_past_means_now(send: Send, adapters: Adapters, dispatcher: Dispatcher) -> None:
-    answer = send(sendAt="0002-01-01T00:00:00Z")
+@pytest.mark.parametrize("name", ["sendAt", "expiresAt"])
+@pytest.mark.parametrize("given", ["2040-05-06T07:08:09", "2040-05-06 07:08", "2040-05-06"])
+def test_a_time_without_an_offset_is_refused_with_the_remedy(send: Send, name: str, given: str) -> None:
+    assert wrong(send(**{name: given})) == {
+        name: ["Has no offset. End it with Z for UTC, or with an offset such as +02:00."]
+    }
+
+
+@pytest.mark.parametrize("given", ["an hour and a bit", "2025-12-01T09:00:00Z", "0002-01-01T00:00:00Z"])
+def test_a_send_at_that_is_long_past_is_refused_with_the_remedy(send: Send, given: str) -> None:
+    assert wrong(send(sendAt=at(hours=-1, seconds=-5) if given.startswith("an hour") else given)) == {
+        "sendAt": ["Is more than an hour past. Leave it out to send at once, or check the year and the offset."]
+    }
+
+
+def test_a_send_at_that_is_just_past_means_now(send: Send, adapters: Adapters, dispatcher: Dispatcher) -> None:
+    answer = send(sendAt=at(minutes=-59))
     assert (answer.json["blockedBy"], answer.json["position"]) == (None, 1)
     dispatcher.drain("default")
     assert stored(adapters, answer)["state"] == "sent"

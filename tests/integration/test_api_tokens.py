@@ -13,13 +13,17 @@ from typing import Any
 
 import jwt
 import pytest
+import structlog
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from flask.testing import FlaskClient
 from jwt.algorithms import get_default_algorithms
 
 from api.app import create_app
 from api.auth import Role, issue_token
-from workers.bootstrap import build
+from tests.conftest import SECRET
+from workers.bootstrap import Adapters, build
+from workers.counts import may_see
 from workers.settings import BadSetting, Settings
 
 STATUS = "/api/onlyfans/messaging/status"
@@ -219,3 +223,33 @@ def unsafe(kid: Any) -> str:
     header = json.dumps({"alg": "ES256", "typ": "JWT", "kid": kid}).encode()
     _, payload, signature = token(KEYS["ES256"], "ES256", kid="key-ES256").split(".")
     return f"{base64.urlsafe_b64encode(header).rstrip(b'=').decode()}.{payload}.{signature}"
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "bEaReR", "Bearer "])
+def test_the_scheme_is_bearer_in_whatever_case(
+    client: FlaskClient, with_settings: Callable[..., Adapters], bearer: Callable[..., dict[str, str]], scheme: str
+) -> None:
+    """RFC 9110 §11.1."""
+    access_token = bearer()["Authorization"].removeprefix("Bearer ")
+    assert client.get(STATUS, headers={"Authorization": f"{scheme} {access_token}"}).status_code == 200
+    guarded = create_app(with_settings(metrics_token="the token")).test_client()
+    assert guarded.get("/metrics", headers={"Authorization": f"{scheme} the token"}).status_code == 200
+    assert guarded.get("/metrics", headers={"Authorization": f"{scheme} another"}).status_code == 401
+    assert guarded.get("/metrics", headers={"Authorization": scheme}).status_code == 401
+    assert may_see(f"{scheme} the token", "the token")
+
+
+def test_an_expired_token_is_told_from_a_bad_one_in_the_log_alone(client: FlaskClient) -> None:
+    def refused(given: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        with structlog.testing.capture_logs() as logged:
+            answer = client.get(STATUS, headers={"Authorization": f"Bearer {given}"})
+        assert answer.status_code == 401
+        answered = {name: value for name, value in answer.json.items() if name != "requestId"}
+        return answered, [line for line in logged if line["event"] == "access_token_refused"]
+
+    expired, expired_log = refused(token(SECRET, "HS256", {"exp": time.time() - 1}))
+    forged, forged_log = refused(token("another secret of at least 32 bytes", "HS256"))
+    lacking, lacking_log = refused(token(SECRET, "HS256", {"role": None}))
+    assert expired == forged == lacking
+    assert [line["reason"] for line in (*expired_log, *forged_log, *lacking_log)] == ["expired", "invalid", "claims"]
+    assert "eyJ" not in repr((expired_log, forged_log, lacking_log))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -26,6 +26,8 @@ from workers.wakeups import EXPECTED_LATENCY_S, Wakeups
 
 log = logger(__name__)
 
+SEND_AT_PAST = timedelta(hours=1)
+"""A sendAt that is past by no more than this means now: clocks differ, and requests take their time."""
 _NEVER = datetime.max.replace(tzinfo=UTC)
 RETRY_UNKNOWN_S = 300.0
 """How soon to try again where nobody can say when a full queue has room."""
@@ -246,7 +248,11 @@ def look_at_all(
 
 
 def check_times(send_at: datetime | None, expires_at: datetime | None, now: datetime) -> None:
-    """An expiresAt that is past or not after sendAt means that the message could never be sent."""
+    """Raises InvalidMessage for times that cannot be meant: a sendAt long past is another year or another offset; with
+    an expiresAt that is past or not after sendAt the message could never be sent."""
+    if send_at is not None and send_at < now - SEND_AT_PAST:
+        words = "Is more than an hour past. Leave it out to send at once, or check the year and the offset."
+        raise InvalidMessage({"sendAt": [words]})
     if expires_at is None:
         return
     if expires_at <= now:
