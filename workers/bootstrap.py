@@ -7,6 +7,8 @@ import redis
 
 from ratelimit import Tokens, connect
 from workers.channels.base import Channel
+from workers.channels.http.proxy import Proxy
+from workers.channels.http.upstream import Network
 from workers.channels.onlyfans import OnlyFans
 from workers.credentials import Vault
 from workers.services.accounts import Accounts
@@ -85,6 +87,7 @@ def build(settings: Settings, *, pool_size: int = 10, name: str = "paceline") ->
         api_key=settings.onlyfans_api_key,
         idempotent=settings.onlyfans_idempotent,
         connections=SENDERS,
+        network=_network(settings),
     )
     begin_at_zero([onlyfans.name])
     return Adapters(
@@ -96,4 +99,15 @@ def build(settings: Settings, *, pool_size: int = 10, name: str = "paceline") ->
         channels={onlyfans.name: onlyfans},
         senders=Senders(SENDERS, spare=SENDERS // 4),
         vault=settings.vault,
+    )
+
+
+def _network(settings: Settings) -> Network:
+    """How all upstreams are reached."""
+    return Network(
+        ca_file=settings.upstream_ca_file,
+        client_certificate=settings.upstream_client_cert,
+        client_key=settings.upstream_client_key,
+        https_proxy=Proxy.at(settings.https_proxy) if settings.https_proxy else None,
+        no_proxy=settings.no_proxy,
     )

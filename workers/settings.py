@@ -6,6 +6,7 @@ and what would be right; a variable that was never ours is left alone.
 
 import os
 import re
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -133,6 +134,27 @@ def _file(raw: str) -> Path:
     raise ValueError("must name a file that exists")
 
 
+def _certificates(raw: str) -> Path:
+    path = _file(raw)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except OSError:
+        raise ValueError("must name a file of certificates in PEM") from None
+    return path
+
+
+def _proxy(raw: str) -> str:
+    remedy = "must be http://[user:password@]host:port; what goes through the proxy to the upstream is TLS"
+    try:
+        parsed = urlsplit(raw)
+        usable = parsed.scheme == "http" and parsed.hostname and parsed.port != 0 and not parsed.path.strip("/")
+    except ValueError:
+        raise ValueError(remedy) from None
+    if not usable:
+        raise ValueError(remedy)
+    return raw
+
+
 def _choice(*choices: str) -> Callable[[str], str]:
     def parse(raw: str) -> str:
         if raw not in choices:
@@ -142,9 +164,13 @@ def _choice(*choices: str) -> Callable[[str], str]:
     return parse
 
 
-def _from(variable: str, parse: Callable[[str], Any], default: str | None = None) -> Any:
-    """A field read from an environment variable; the default is written as it would be there."""
-    return field(metadata={"variable": variable, "parse": parse, "default": default})
+def _from(variable: str, parse: Callable[[str], Any], default: str | None = None, *, any_case: bool = False) -> Any:
+    """A field read from an environment variable; the default is written as it would be there.
+
+    any_case: the variable may be written in lower case instead, as other programs have it.
+    """
+    names = (variable, variable.lower()) if any_case else (variable,)
+    return field(metadata={"variable": variable, "names": names, "parse": parse, "default": default})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +209,17 @@ class Settings:
     onlyfans_idempotent: bool = _from("ONLYFANS_IDEMPOTENT", _flag, "0")
     """1: the upstream honours Idempotency-Key, so an unknown outcome may be sent again."""
 
+    https_proxy: str | None = _from("HTTPS_PROXY", _proxy, any_case=True)
+    """The HTTP proxy that leads to upstreams whose URL begins with https://. `https_proxy` does as well."""
+    no_proxy: str = _from("NO_PROXY", _text, "", any_case=True)
+    """Names, addresses and networks that are reached without it, separated by commas; `*` is all of them."""
+    upstream_ca_file: Path | None = _from("UPSTREAM_CA_FILE", _certificates)
+    """Certificates of authorities that are trusted besides the system's own, in PEM."""
+    upstream_client_cert: Path | None = _from("UPSTREAM_CLIENT_CERT", _file)
+    """The certificate that an upstream is shown if it asks for one, in PEM, and the intermediate ones after it."""
+    upstream_client_key: Path | None = _from("UPSTREAM_CLIENT_KEY", _file)
+    """Its private key, if that is not in the same file."""
+
     rate_limit: Limits = _from("RATE_LIMIT", _limits, "10/minute")
     """Limits of accounts that have none of their own."""
     api_rate_limit: Limits | None = _from("API_RATE_LIMIT", _limits_or_off, "60/minute")
@@ -216,7 +253,10 @@ class Settings:
         """Read the settings. Raises `BadSetting` at the first that makes no sense."""
         environ = os.environ if environ is None else environ
         values = {setting.name: _read(setting.metadata, environ) for setting in fields(cls)}
-        return cls(**values)
+        settings = cls(**values)
+        if wrong := _wrong_with_pair(settings.upstream_client_cert, settings.upstream_client_key):
+            raise wrong
+        return settings
 
     @property
     def broker_url(self) -> str:
@@ -245,12 +285,15 @@ class Settings:
 def problems(environ: Mapping[str, str] | None = None) -> list[BadSetting]:
     """Everything that is wrong with the settings, where `Settings.from_env` stops at the first."""
     environ = os.environ if environ is None else environ
-    found = []
+    found, values = [], {}
     for setting in fields(Settings):
         try:
-            _read(setting.metadata, environ)
+            values[setting.name] = _read(setting.metadata, environ)
         except BadSetting as error:
             found.append(error)
+    if {"upstream_client_cert", "upstream_client_key"} <= set(values):
+        wrong = _wrong_with_pair(values["upstream_client_cert"], values["upstream_client_key"])
+        found += [wrong] if wrong else []
     return found
 
 
@@ -261,7 +304,7 @@ def variables() -> dict[str, str | None]:
 
 def _read(about: Mapping[str, Any], environ: Mapping[str, str]) -> Any:
     variable, default = about["variable"], about["default"]
-    raw = environ.get(variable) or default
+    raw = next(filter(None, map(environ.get, about["names"])), default)
     if raw is None:
         if variable in ("DATABASE_URL", "REDIS_URL"):
             raise BadSetting(variable, "", "must be set; `paceline up` sets it for itself")
@@ -272,8 +315,21 @@ def _read(about: Mapping[str, Any], environ: Mapping[str, str]) -> Any:
         raise BadSetting(variable, _shown(variable, raw), str(error)) from error
 
 
+def _wrong_with_pair(certificate: Path | None, key: Path | None) -> BadSetting | None:
+    """Whether a client's certificate and its key belong together."""
+    if certificate is None:
+        return BadSetting("UPSTREAM_CLIENT_KEY", "(not shown)", "needs UPSTREAM_CLIENT_CERT as well") if key else None
+    try:
+        # With a password, so that an encrypted key is refused instead of asking for one at the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(certificate, key, password="")
+    except OSError as error:
+        remedy = "must name a certificate in PEM, with its unencrypted key in the same file or in UPSTREAM_CLIENT_KEY"
+        return BadSetting("UPSTREAM_CLIENT_CERT", str(certificate), f"{remedy} ({error.strerror or error})")
+    return None
+
+
 def _shown(variable: str, raw: str) -> str:
     """The value as it may be shown: no secret, and no password inside a URL."""
     if any(word in variable for word in ("SECRET", "KEY", "TOKEN")):
         return "(not shown)"
-    return re.sub(r"//.*@", "//(not shown)@", raw, flags=re.DOTALL)
+    return re.sub(r"^(\w+://)?.*@", r"\1(not shown)@", raw, flags=re.DOTALL)

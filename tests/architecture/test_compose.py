@@ -25,8 +25,8 @@ OURS = set(SERVICES) - THEIRS
 WITH_SETTINGS = OURS - {"sandbox"}
 SECRETS = {"POSTGRES_PASSWORD": "0123456789abcdef", "JWT_SECRET_KEY": "0123456789abcdef" * 2}
 
-NEEDS_A_FILE = {"JWT_PUBLIC_KEY", "JWT_JWKS_FILE"}
-"""In place of JWT_SECRET_KEY, with a mount: docs/configuration.md."""
+NEEDS_A_FILE = {"JWT_PUBLIC_KEY", "JWT_JWKS_FILE", "UPSTREAM_CA_FILE", "UPSTREAM_CLIENT_CERT", "UPSTREAM_CLIENT_KEY"}
+"""With a mount: docs/configuration.md."""
 
 
 def interpolate(text: str, environ: Mapping[str, str]) -> str:

@@ -9,7 +9,7 @@ import click
 import pytest
 
 from deploy.cli import paceline
-from workers.settings import BadSetting, Settings, variables
+from workers.settings import BadSetting, Settings, problems, variables
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "configuration.md").read_text()
@@ -29,6 +29,10 @@ BAD = {
     "CREDENTIALS_KEY": ("c2hvcnQ=", "32 bytes"),
     "ONLYFANS_BASE_URL": ("api.example.com", "https://"),
     "ONLYFANS_IDEMPOTENT": ("perhaps", "1 or 0"),
+    "HTTPS_PROXY": ("socks5://proxy:1080", "http://"),
+    "UPSTREAM_CA_FILE": (__file__, "certificates in PEM"),
+    "UPSTREAM_CLIENT_CERT": (__file__, "UPSTREAM_CLIENT_KEY"),
+    "UPSTREAM_CLIENT_KEY": (__file__, "UPSTREAM_CLIENT_CERT"),
     "RATE_LIMIT": ("ten a minute", "10/minute"),
     "API_RATE_LIMIT": ("60", "10/minute"),
     "API_READ_LIMIT": ("600 a minute", "10/minute"),
@@ -44,7 +48,7 @@ BAD = {
 }
 """One bad value each, and a part of the remedy."""
 
-ANY_TEXT = {"ONLYFANS_API_KEY", "METRICS_TOKEN", "JWT_AUDIENCE", "JWT_ISSUER"}
+ANY_TEXT = {"NO_PROXY", "ONLYFANS_API_KEY", "METRICS_TOKEN", "JWT_AUDIENCE", "JWT_ISSUER"}
 
 
 def documented() -> dict[str, str | None]:
@@ -128,6 +132,8 @@ def test_missing_server_is_refused_with_name_and_remedy(variable: str) -> None:
         ("CREDENTIALS_KEY", PASSWORD),
         ("JWT_PUBLIC_KEY", PASSWORD * 100),  # too long even to be looked for as a file
         ("ONLYFANS_BASE_URL", f"ftp://user:{PASSWORD}@host"),
+        ("HTTPS_PROXY", f"user:{PASSWORD}@proxy:3128"),
+        ("HTTPS_PROXY", f"http://user:{PASSWORD}@proxy:port"),
     ],
 )
 def test_refusal_does_not_tell_the_secret(variable: str, value: str) -> None:
@@ -142,6 +148,19 @@ def test_settings_do_not_tell_their_secrets() -> None:
     settings = Settings.from_env({**ENOUGH, "DATABASE_URL": url, **secrets})
     assert settings.onlyfans_api_key == PASSWORD
     assert PASSWORD not in f"{settings!r} {settings!s}"
+
+
+def test_a_proxy_may_be_named_in_lower_case_as_other_programs_have_it() -> None:
+    lower = {**ENOUGH, "https_proxy": "http://lower:3128", "no_proxy": "example.com"}
+    assert Settings.from_env(lower).https_proxy == "http://lower:3128"
+    assert Settings.from_env(lower).no_proxy == "example.com"
+    assert Settings.from_env({**lower, "HTTPS_PROXY": "http://upper:3128"}).https_proxy == "http://upper:3128"
+    assert Settings.from_env({**ENOUGH, "retention_days": "1"}).retention_days == 30  # the others may not
+
+
+def test_every_problem_is_told_and_a_pair_once() -> None:
+    wrong = {**ENOUGH, "UPSTREAM_CLIENT_KEY": __file__, "MAX_ATTEMPTS": "0"}
+    assert [error.variable for error in problems(wrong)] == ["MAX_ATTEMPTS", "UPSTREAM_CLIENT_KEY"]
 
 
 def test_empty_counts_as_not_set() -> None:

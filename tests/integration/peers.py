@@ -71,10 +71,26 @@ class Peer:
         with suppress(OSError), connection:
             if self._tls:
                 self._before_tls()
-                connection = self._tls.wrap_socket(connection, server_side=True)
+                connection = self._shake_hands(connection, self._tls)
             with connection:
                 self._handle(self, connection)
         self.ended.release()
+
+    def _shake_hands(self, connection: socket.socket, tls: ssl.SSLContext) -> ssl.SSLSocket:
+        """As a server does that has good manners: what it says of a handshake that fails can be read."""
+        secured = tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        try:
+            secured.do_handshake()
+        except ssl.SSLError:
+            with secured:
+                secured.settimeout(10)
+                plain = socket.socket(fileno=secured.detach())
+                with plain:
+                    plain.shutdown(socket.SHUT_WR)
+                    while plain.recv(65536):
+                        pass
+            raise
+        return secured
 
     def close(self) -> None:
         self._listener.close()
@@ -136,7 +152,7 @@ class Authority:
         self.file = directory / f"{name}.pem"
         self.file.write_bytes(own.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
-    def sign(self, *names: str) -> tuple[Path, Path]:
+    def sign(self, *names: str, password: bytes | None = None) -> tuple[Path, Path]:
         """The files of a certificate for these names or addresses, and of its key."""
         self._signed += 1
         key = ec.generate_private_key(ec.SECP256R1())
@@ -146,8 +162,10 @@ class Authority:
         pem = self.file.with_name(f"{self.file.stem}-{self._signed}.pem")
         private = pem.with_suffix(".key")
         pem.write_bytes(certificate.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-        pkcs8, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        private.write_bytes(key.private_bytes(serialization.Encoding.PEM, pkcs8, plain))
+        encryption = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+        private.write_bytes(
+            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+        )
         return pem, private
 
     def server_tls(self, *names: str) -> ssl.SSLContext:

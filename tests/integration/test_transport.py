@@ -2,22 +2,28 @@
 
 import asyncio
 import socket
+import ssl
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import ALICE
 from tests.integration.peers import Authority, Peer, Swallows, answer_all, answering, broken, hear, loop, run
+from workers.bootstrap import Adapters
 from workers.channels.http.addresses import Addresses
 from workers.channels.http.exchange import Answer, NotSent, TooLate
+from workers.channels.http.proxy import Proxy
 from workers.channels.http.transport import LATE_DIALS, Transport
 from workers.channels.http.upstream import Network, Upstream
 from workers.clock import monotonic_s
+from workers.store import queries
 
 Serve = Callable[..., Peer]
 
@@ -353,3 +359,192 @@ def test_what_hangs_up_during_the_handshake_is_said_to(serve: Serve) -> None:
     peer = serve(lambda _, connection: connection.recv(100_000))
     with closing(to(peer.url.replace("http:", "https:"))) as transport:
         assert "hung up during the TLS handshake" in why_not(transport)
+
+
+# --- certificates
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("shown", ["ours", "another's", None])
+def test_an_upstream_may_ask_for_a_certificate(
+    serve: Serve, tmp_path: Path, version: ssl.TLSVersion, shown: str | None
+) -> None:
+    """If it does not accept what it is shown, nothing was sent: in TLS 1.3 too, where it says so after we began."""
+    authority, stranger = Authority(tmp_path), Authority(tmp_path, "stranger")
+    tls = authority.server_tls("127.0.0.1")
+    tls.maximum_version, tls.verify_mode = version, ssl.CERT_REQUIRED
+    tls.load_verify_locations(authority.file)
+    certificate, key = (authority if shown == "ours" else stranger).sign("paceline") if shown else (None, None)
+    peer = serve(tls=tls)
+    network = {"ca_file": authority.file, "client_certificate": certificate, "client_key": key}
+    with closing(to(peer.url, **network)) as transport:
+        if shown == "ours":
+            assert send(transport) == b'{"id": 1}'
+        else:
+            assert "ALERT" in why_not(transport)
+
+
+def test_a_key_may_be_in_the_file_of_its_certificate(tmp_path: Path) -> None:
+    certificate, key = Authority(tmp_path).sign("paceline")
+    certificate.write_bytes(certificate.read_bytes() + key.read_bytes())
+    assert Network(client_certificate=certificate).tls()
+
+
+def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(tmp_path: Path) -> None:
+    certificate, key = Authority(tmp_path).sign("paceline", password=b"secret")
+    with pytest.raises(ssl.SSLError):
+        Network(client_certificate=certificate, client_key=key).tls()
+
+
+# --- through a proxy
+
+
+class ConnectProxy(Peer):
+    """An HTTP proxy that leads every name to one port of this machine. asked: the heads of what it was asked."""
+
+    def __init__(self, port: int, answer: bytes = b"HTTP/1.1 200 Connection established\r\n\r\n") -> None:
+        self.asked, self._to, self._answer = [b""][:0], port, answer
+        super().__init__(lambda _, connection: self._lead(connection))
+
+    def _lead(self, connection: socket.socket) -> None:
+        self.asked.append(hear(connection))
+        connection.sendall(self._answer)
+        if b" 200 " not in self._answer.partition(b"\r\n")[0]:
+            return
+        with socket.create_connection(("127.0.0.1", self._to)) as upstream:
+            back = threading.Thread(target=_copy, args=[upstream, connection], daemon=True)
+            back.start()
+            _copy(connection, upstream)
+            back.join(10)
+
+
+def _copy(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def lead_to() -> Iterator[Callable[..., ConnectProxy]]:
+    made: list[ConnectProxy] = []
+
+    def make(port: int = 1, **more: Any) -> ConnectProxy:
+        made.append(ConnectProxy(port, **more))
+        return made[-1]
+
+    yield make
+    for proxy in made:
+        proxy.close()
+
+
+def through(proxy: Peer, authority: Authority | None = None, user: str = "", no_proxy: str = "") -> Transport:
+    """To `https://api.example.com`, a name that only the proxy can make anything of."""
+    network = Network(
+        ca_file=authority and authority.file,
+        https_proxy=Proxy.at(f"http://{user}127.0.0.1:{proxy.port}"),
+        no_proxy=no_proxy,
+    )
+    return Transport(Upstream.at("https://api.example.com", network), connections=8)
+
+
+def test_an_upstream_is_reached_through_the_proxy(
+    serve: Serve, lead_to: Callable[..., ConnectProxy], tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    peer = serve(tls=authority.server_tls("api.example.com"))
+    proxy = lead_to(peer.port)
+    with closing(through(proxy, authority, user="us%40er:pass%3Aword@")) as transport:
+        assert [send(transport) for _ in range(3)] == [b'{"id": 1}'] * 3
+    credentials = b64encode(b"us@er:pass:word").decode()
+    assert [head.decode().splitlines() for head in proxy.asked] == [
+        [
+            "CONNECT api.example.com:443 HTTP/1.1",
+            "Host: api.example.com:443",
+            f"Proxy-Authorization: Basic {credentials}",
+        ]
+    ]
+
+
+def test_the_upstreams_certificate_counts_and_not_the_proxys(
+    serve: Serve, lead_to: Callable[..., ConnectProxy], tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    peer = serve(tls=authority.server_tls("127.0.0.1", "proxy.example.com"))
+    with closing(through(lead_to(peer.port), authority)) as transport:
+        assert "is not valid for 'api.example.com'" in why_not(transport)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (
+            b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\n\r\n",
+            "the proxy answered CONNECT with 407 Proxy Authentication Required",
+        ),
+        (b"HTTP/1.1 502\r\n\r\n", "the proxy answered CONNECT with 502"),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "what the proxy answered to CONNECT is not HTTP"),
+        (b"", "the proxy hung up instead of answering CONNECT"),
+        (b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 200 OK", "the proxy says more than it was asked"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000, "the proxy says too much"),
+    ],
+    ids=["407", "no words", "not HTTP", "nothing", "more", "much"],
+)
+def test_what_the_proxy_refuses_was_certainly_not_sent(
+    lead_to: Callable[..., ConnectProxy], answer: bytes, words: str
+) -> None:
+    proxy = lead_to(answer=answer)
+    with closing(through(proxy, user="user:word@")) as transport:
+        said = why_not(transport)
+    where = f"127.0.0.1:{proxy.port}"
+    assert said == f"cannot connect to api.example.com through the proxy 127.0.0.1 ({where}: {words})"
+
+
+def test_a_proxy_that_does_not_answer_takes_no_longer_than_the_deadline(serve: Serve) -> None:
+    with closing(through(serve(say_nothing))) as transport:
+        assert "the proxy did not answer CONNECT" in why_not(transport, timeout_s=0.3)
+
+
+def test_a_proxy_that_is_not_there_is_said_not_to_be() -> None:
+    network = Network(https_proxy=Proxy("127.0.0.1", 1))
+    with closing(Transport(Upstream.at("https://api.example.com", network), connections=1)) as transport:
+        words = why_not(transport)
+    assert words == "cannot connect to api.example.com through the proxy 127.0.0.1 (127.0.0.1:1: connection refused)"
+
+
+@pytest.mark.parametrize(
+    "base_url", ["https://localhost:9", "https://127.0.0.1:9", "https://[::1]:9", "http://api.example.com"]
+)
+def test_this_machine_and_plain_http_are_reached_without_it(base_url: str) -> None:
+    assert Upstream.at(base_url, Network(https_proxy=Proxy("proxy", 3128))).proxy is None
+
+
+def test_what_no_proxy_names_is_reached_without_it(serve: Serve, tmp_path: Path) -> None:
+    network = Network(https_proxy=Proxy("proxy", 3128), no_proxy=".example.com")
+    assert Upstream.at("https://api.example.com", network).proxy is None
+    assert Upstream.at("https://example.org", network).proxy == Proxy("proxy", 3128)
+
+
+def test_settings_reach_the_upstream(
+    with_settings: Callable[..., Adapters], serve: Serve, lead_to: Callable[..., ConnectProxy], tmp_path: Path
+) -> None:
+    """From the environment to the message: a proxy, an authority and a certificate of our own."""
+    authority = Authority(tmp_path)
+    certificate, key = authority.sign("paceline")
+    tls = authority.server_tls("api.example.com")
+    tls.verify_mode = ssl.CERT_REQUIRED
+    tls.load_verify_locations(authority.file)
+    proxy = lead_to(serve(tls=tls).port)
+    adapters = with_settings(
+        onlyfans_base_url="https://api.example.com",
+        https_proxy=f"http://user:word@127.0.0.1:{proxy.port}",
+        upstream_ca_file=authority.file,
+        upstream_client_cert=certificate,
+        upstream_client_key=key,
+    )
+    receipt = adapters.submitter().submit({"recipient_id": "fan-1", "content": "Hello"}, "default", by=ALICE)
+    adapters.dispatcher(worker=1).drain("default")
+    row = queries.message(adapters.db, receipt.message_id, None)
+    assert row is not None
+    assert row["state"] == "sent"
+    assert len(proxy.asked) == 1

@@ -11,17 +11,23 @@ death of this process, it throws its buffer away and sends a RST.
 
 import asyncio
 import contextlib
+import re
 import socket
 import ssl
 import struct
 
 from workers.channels.http.answer import Incoming
-from workers.channels.http.exchange import Answer, NoAnswer, TooLate
+from workers.channels.http.exchange import Answer, NoAnswer, NotSent, TooLate
 from workers.clock import monotonic_s
 
 _CHUNK = 64 * 1024  # more than a TLS record, so that nothing stays behind where no selector sees it
 _DROP = struct.pack("ii", 1, 0)
 _DELIVER = struct.pack("ii", 0, 0)
+_OUR_CERTIFICATE = re.compile(
+    "ALERT_(CERTIFICATE_(REQUIRED|REVOKED|EXPIRED|UNKNOWN)|BAD_CERTIFICATE|UNSUPPORTED_CERTIFICATE|UNKNOWN_CA|DECRYPT_ERROR"
+    "|ACCESS_DENIED|HANDSHAKE_FAILURE)"
+)
+"""How a server says that it does not accept a client's certificate, or the lack of one (RFC 8446 §6.2)."""
 _NOT_NOW = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -45,7 +51,7 @@ class Call:
 class Connection:
     """Serves one call at a time. To be used on its own loop only, but for `close` once that has stopped."""
 
-    __slots__ = ("_call", "_fd", "_loop", "_sock", "_unwritten", "_writing", "closed", "idle_since_s")
+    __slots__ = ("_call", "_fd", "_fresh", "_loop", "_sock", "_unwritten", "_writing", "closed", "idle_since_s")
 
     def __init__(self, sock: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
@@ -53,6 +59,7 @@ class Connection:
         self._call: Call | None = None
         self._unwritten = memoryview(b"")
         self._writing = False
+        self._fresh = True  # nothing has been answered yet
         self.closed = False
         self.idle_since_s = 0.0
         self._loop.add_reader(self._fd, self._on_readable)
@@ -147,7 +154,7 @@ class Connection:
         except _NOT_NOW:
             return
         except OSError as error:
-            self._end(NoAnswer(f"{type(error).__name__}: {error}"))
+            self._end(self._broken(error))
             return
         if self._call is None:  # Idle: the upstream hangs up, or says what nobody asked for.
             self.close()
@@ -159,12 +166,20 @@ class Connection:
         except Exception as error:  # whatever it was that the upstream thought of
             self._end(NoAnswer(type(error).__name__))
 
+    def _broken(self, error: OSError) -> NotSent | NoAnswer:
+        """In TLS 1.3 a server looks at our certificate after we have begun to write. A server that ends the handshake
+        over it has not read any of the request: it may not before."""
+        if self._fresh and isinstance(error, ssl.SSLError) and _OUR_CERTIFICATE.search(error.reason or ""):
+            return NotSent(f"the upstream does not accept our TLS certificate, or wants one ({error.reason})")
+        return NoAnswer(f"{type(error).__name__}: {error}")
+
     def _take(self, call: Call, data: bytes) -> None:
         incoming, begun = call.incoming, call.incoming.begun
         if data:
             incoming.feed(data)
         else:
             incoming.end()
+        self._fresh = False
         if incoming.begun and not begun:  # An upstream that answers before it has read everything gets the rest.
             self._linger(_DELIVER)
         if incoming.whole:

@@ -21,7 +21,7 @@ class Answer:
 
 
 class NotSent(Exception):
-    """Certainly no byte of the request has left. Its words say why: the name, the connection, TLS or the proxy."""
+    """Certainly no byte of the request has left, or TLS kept the upstream from reading it. Its words say why."""
 
 
 class TooLate(NotSent):

@@ -28,15 +28,13 @@ class Proxy:
 
     @classmethod
     def at(cls, url: str) -> "Proxy":
-        """`http://[user:password@]host[:port]`. Raises ValueError for anything else."""
-        parsed = urlsplit(url if "://" in url else f"http://{url}")
-        if parsed.scheme != "http" or not parsed.hostname or parsed.path.strip("/") or parsed.query:
-            raise ValueError("must be http://[user:password@]host[:port]")
+        """`http://[user:password@]host[:port]`."""
+        parsed = urlsplit(url)
         authorization = ""
         if parsed.username is not None:
             user = f"{unquote(parsed.username)}:{unquote(parsed.password or '')}"
             authorization = f"Basic {b64encode(user.encode()).decode()}"
-        return cls(parsed.hostname, parsed.port or 80, authorization)
+        return cls(parsed.hostname or "", parsed.port or 80, authorization)
 
     async def lead_to(self, sock: socket.socket, authority: str) -> None:
         """Have the proxy connect this socket, which leads to it, to `authority` (host:port). Raises OSError."""
