@@ -103,6 +103,16 @@ def _limits_or_off(raw: str) -> Limits | None:
         raise ValueError(f"{error}; or off") from error
 
 
+def _header(raw: str) -> str:
+    try:
+        sendable = not re.search(r"[\x00-\x1f\x7f]", raw) and bool(raw.encode("latin-1"))
+    except UnicodeEncodeError:
+        sendable = False
+    if not sendable:
+        raise ValueError("must be text that an HTTP header can hold: no line end, no control character, Latin letters")
+    return raw
+
+
 def _secret(raw: str) -> str:
     if len(raw.encode()) < 32:
         raise ValueError("must be at least 32 bytes; make one with: openssl rand -hex 32")
@@ -204,7 +214,7 @@ class Settings:
         "ONLYFANS_BASE_URL", _url("http", "https", example="https://api.example.com"), "http://127.0.0.1:9000"
     )
     """Where the `onlyfans` channel sends."""
-    onlyfans_api_key: str = _from("ONLYFANS_API_KEY", _text, "")
+    onlyfans_api_key: str = _from("ONLYFANS_API_KEY", _header, "")
     """For accounts without a key of their own."""
     onlyfans_idempotent: bool = _from("ONLYFANS_IDEMPOTENT", _flag, "0")
     """1: the upstream honours Idempotency-Key, so an unknown outcome may be sent again."""

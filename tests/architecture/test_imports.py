@@ -40,7 +40,8 @@ MAY_IMPORT = {
     # the outside, each room knowing only its own part of it
     "workers.store": "workers.domain workers.encoding ratelimit",
     "workers.encoding": "",
-    "workers.channels": "workers.domain workers.clock",
+    "workers.channels": "workers.channels.http workers.domain workers.clock",
+    "workers.channels.http": "workers.clock",
     "workers.wakeups": "workers.telemetry ratelimit",
     "workers.presence": "workers.store.session workers.store.glance workers.wakeups workers.telemetry ratelimit",
     # what knows nobody

@@ -28,6 +28,7 @@ BAD = {
     "JWT_JWKS_FILE": ("/nowhere/jwks.json", "file that exists"),
     "CREDENTIALS_KEY": ("c2hvcnQ=", "32 bytes"),
     "ONLYFANS_BASE_URL": ("api.example.com", "https://"),
+    "ONLYFANS_API_KEY": ("key\n", "no line end"),
     "ONLYFANS_IDEMPOTENT": ("perhaps", "1 or 0"),
     "HTTPS_PROXY": ("socks5://proxy:1080", "http://"),
     "UPSTREAM_CA_FILE": (__file__, "certificates in PEM"),
@@ -48,7 +49,7 @@ BAD = {
 }
 """One bad value each, and a part of the remedy."""
 
-ANY_TEXT = {"NO_PROXY", "ONLYFANS_API_KEY", "METRICS_TOKEN", "JWT_AUDIENCE", "JWT_ISSUER"}
+ANY_TEXT = {"NO_PROXY", "METRICS_TOKEN", "JWT_AUDIENCE", "JWT_ISSUER"}
 
 
 def documented() -> dict[str, str | None]:
@@ -132,6 +133,7 @@ def test_missing_server_is_refused_with_name_and_remedy(variable: str) -> None:
         ("CREDENTIALS_KEY", PASSWORD),
         ("JWT_PUBLIC_KEY", PASSWORD * 100),  # too long even to be looked for as a file
         ("ONLYFANS_BASE_URL", f"ftp://user:{PASSWORD}@host"),
+        ("ONLYFANS_API_KEY", f"{PASSWORD}\n"),
         ("HTTPS_PROXY", f"user:{PASSWORD}@proxy:3128"),
         ("HTTPS_PROXY", f"http://user:{PASSWORD}@proxy:port"),
     ],

@@ -118,6 +118,24 @@ def test_an_address_that_swallows_packets_costs_a_quarter_of_a_second_and_only_o
         assert first.where == ("127.0.0.1", peer.port)
 
 
+def test_where_connections_take_long_the_next_address_is_tried_later(serve: Serve, tmp_path: Path) -> None:
+    """Or every one of many messages would open a connection to each address."""
+    authority = Authority(tmp_path)
+    tls = authority.server_tls("upstream.test")
+    slow = {"tls": tls, "before_tls": lambda: time.sleep(0.4)}
+    peer = serve(**slow)
+    other = serve(**slow, host="127.0.0.2", port=peer.port)
+    names = Names("127.0.0.1", "127.0.0.2")
+    transport = to(peer.url, names, ca_file=authority.file)
+    with closing(transport):
+        send(transport)
+        assert (peer.connections, other.connections) == (1, 1)  # nothing was known yet
+        again = Transport(transport._upstream, connections=1)
+        with closing(again):
+            send(again)
+        assert (peer.connections, other.connections) == (2, 1)
+
+
 def test_an_address_where_nobody_listens_costs_nothing(serve: Serve) -> None:
     peer = serve()
     with closing(to(peer.url, Names("127.0.0.2", "127.0.0.3", "127.0.0.1"))) as transport:

@@ -58,16 +58,21 @@ class Addresses:
         self._getaddrinfo = getaddrinfo
         self._lock = threading.Lock()
         self._lookups: dict[tuple[str, int], _Lookup] = {}
-        self._worked: dict[tuple[str, int], Address] = {}
+        self._worked: dict[tuple[str, int], tuple[Address, float]] = {}
 
     async def of(self, host: str, port: int) -> list[Address]:
         """In the order in which to try them, at least one. Raises OSError or ValueError if there are none."""
         found = await asyncio.wrap_future(self._lookup(host, port))
-        return in_turns(found, self._worked.get((host, port)))
+        worked, _ = self._worked.get((host, port), (None, 0.0))
+        return in_turns(found, worked)
 
-    def worked(self, host: str, port: int, address: Address) -> None:
-        """This one is tried first from now on."""
-        self._worked[host, port] = address
+    def worked(self, host: str, port: int, address: Address, took_s: float) -> None:
+        """This one could be connected to, in so many seconds: it is tried first from now on."""
+        self._worked[host, port] = address, took_s
+
+    def usual_s(self, host: str, port: int) -> float:
+        """How long it took to connect the last time; 0 if that is not known."""
+        return self._worked.get((host, port), (None, 0.0))[1]
 
     def forget(self, host: str, port: int) -> None:
         """None of them could be connected to: ask again next time. A lookup under way goes on."""

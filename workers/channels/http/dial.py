@@ -1,8 +1,9 @@
 """Makes one connection to an upstream: looks its name up, tries its addresses, and says what it has tried.
 
-Every address has its own share of the time ("Happy Eyeballs", RFC 8305): the next one is tried `STAGGER_S` after the
-last one, or as soon as that has failed, and the first whose TLS handshake ends wins. An address that swallows packets
-costs a quarter of a second, and only once: afterwards the one that worked is tried first.
+Every address has its own share of the time ("Happy Eyeballs", RFC 8305): the next one is tried a quarter of a second
+after the last one, or as soon as that has failed, and the first whose TLS handshake ends wins. An address that swallows
+packets costs a quarter of a second, and only once: afterwards the one that worked is tried first. Where connections
+usually take longer, the next address is tried later: else many messages would each open a connection to each address.
 """
 
 import asyncio
@@ -17,9 +18,10 @@ from workers.channels.http.addresses import Address
 from workers.channels.http.exchange import NotSent
 from workers.channels.http.proxy import Refused
 from workers.channels.http.upstream import Upstream
+from workers.clock import monotonic_s
 
-STAGGER_S = 0.25
-"""RFC 8305 §5 recommends this much."""
+STAGGER_S, LONGEST_STAGGER_S = 0.25, 2.0
+"""How long after one address the next is tried: RFC 8305 §5 recommends the first, and no more than the second."""
 _TOLD = 3
 """Addresses whose fate is told; the others are counted."""
 _NO_ANSWER = "no answer"
@@ -50,8 +52,10 @@ class Dial:
             found = await addresses.of(self._host, self._port)
         except Exception as error:
             raise NotSent(f"cannot look up the name {self._host}: {_plain(error)}") from error
+        usual_s = addresses.usual_s(self._host, self._port)
+        stagger_s = min(max(STAGGER_S, 2 * usual_s), LONGEST_STAGGER_S)
         try:
-            return await first_of([partial(self._connected, address) for address in found], stagger_s=STAGGER_S)
+            return await first_of([partial(self._connected, address) for address in found], stagger_s=stagger_s)
         except Exception as error:
             addresses.forget(self._host, self._port)
             raise NotSent(f"cannot connect to {self._fate()}") from error
@@ -64,7 +68,7 @@ class Dial:
 
     async def _connected(self, address: Address) -> socket.socket:
         """TCP, the proxy's CONNECT, TLS: whatever stands between us and the upstream."""
-        upstream = self._upstream
+        upstream, began_s = self._upstream, monotonic_s()
         sock = socket.socket(address.family, address.kind, address.protocol)
         try:
             self._fates[address] = _NO_ANSWER
@@ -83,7 +87,7 @@ class Dial:
             if isinstance(error, Exception):
                 self._fates[address] = _plain(error, in_tls=self._fates[address] == _NO_HANDSHAKE)
             raise
-        upstream.addresses.worked(self._host, self._port, address)
+        upstream.addresses.worked(self._host, self._port, address, monotonic_s() - began_s)
         return sock
 
     def _fate(self) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 from workers.channels.http.connection import Call, Connection
 from workers.channels.http.dial import Dial
-from workers.channels.http.exchange import MAX_ANSWER, Answer, NoAnswer, NotSent, TooLate
+from workers.channels.http.exchange import MAX_ANSWER, Answer, Exchange, NoAnswer, NotSent, TooLate
 from workers.channels.http.upstream import Network, Upstream
 from workers.clock import monotonic_s
 
@@ -33,8 +33,8 @@ _BREAKS_A_LINE = re.compile(r"[\x00-\x1f\x7f]")
 Waiter = asyncio.Future[Connection]
 
 
-class Transport:
-    """An `exchange.Exchange`. Belongs to the loop that uses it, until that is closed. Keeps `connections` alive."""
+class Transport(Exchange):
+    """Belongs to the loop that uses it, until that is closed. Keeps `connections` alive."""
 
     def __init__(self, upstream: Upstream, *, connections: int) -> None:
         self._upstream = upstream
@@ -85,11 +85,13 @@ class Transport:
         if body is not None:
             lines.append(f"Content-Length: {len(body)}")
         if " " in path or not path.isascii() or any(_BREAKS_A_LINE.search(line) for line in lines):
-            raise NotSent("the path or a header would break the request")
+            raise NotSent(
+                "the credential, or another header or the path, holds characters that would break the request"
+            )
         try:
             return "\r\n".join([*lines, "\r\n"]).encode("latin-1") + (body or b"")
         except UnicodeEncodeError as error:
-            raise NotSent("the path or a header is not of this alphabet") from error
+            raise NotSent("the credential, or another header, holds characters that HTTP cannot carry") from error
 
     def _idle_one(self) -> Connection | None:
         """The one used last, if it may be used again."""
