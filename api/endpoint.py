@@ -20,13 +20,15 @@ View = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """roles: None for a route open to anyone. answers: the schema of each status that is not an error, None for
-    one that is not JSON. errors: those that only the view knows of; `api.openapi` knows the others. headers and
-    answer_headers: what the request and the answer may carry, and what each means."""
+    """roles: None for a route open to anyone. body_optional: a request without a body counts as an empty object.
+    answers: the schema of each status that is not an error, None for one that is not JSON. errors: those that only the
+    view knows of; `api.openapi` knows the others. headers and answer_headers: what the request and the answer may
+    carry, and what each means."""
 
     summary: str
     roles: tuple[Role, ...] | None
     body: type[marshmallow.Schema] | None
+    body_optional: bool
     query: type[marshmallow.Schema] | None
     answers: dict[int, type[marshmallow.Schema] | None]
     errors: tuple[int, ...]
@@ -40,6 +42,7 @@ def endpoint(
     roles: tuple[Role, ...] | None,
     answers: dict[int, type[marshmallow.Schema] | None],
     body: type[marshmallow.Schema] | None = None,
+    body_optional: bool = False,
     query: type[marshmallow.Schema] | None = None,
     errors: tuple[int, ...] = (),
     headers: dict[str, str] | None = None,
@@ -47,7 +50,9 @@ def endpoint(
 ) -> Callable[[View], View]:
     """The view gets the path's parameters, `body` and `query` as loaded, and answers (value, status[, headers]); the
     value is dumped through the schema of that status. An answer that is not JSON is a response already."""
-    declaration = Declaration(summary, roles, body, query, answers, errors, headers or {}, answer_headers or {})
+    declaration = Declaration(
+        summary, roles, body, body_optional, query, answers, errors, headers or {}, answer_headers or {}
+    )
     schemas = {status: schema() for status, schema in answers.items() if schema is not None}
     body_schema = body() if body else None
     query_schema = query() if query else None
@@ -71,7 +76,7 @@ def endpoint(
             if query_schema:
                 params["query"] = query_schema.load(_query())
             if body_schema:
-                params["body"] = body_schema.load(json_object())
+                params["body"] = body_schema.load(json_object(optional=body_optional))
             answer = view(**params)
             if isinstance(answer, Response):
                 return answer

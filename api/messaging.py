@@ -159,20 +159,28 @@ def blueprint(adapters: Adapters) -> Blueprint:
     )
     def failed(query: dict[str, Any]) -> Any:
         scope = g.caller.scope(query.get("account_id"))
-        limit, offset = query.pop("limit"), query.pop("offset")
-        wanted = FailureFilter(**query)
-        rows, total = reader.failures(wanted, scope, limit, offset)
+        limit, offset, cursor = query.pop("limit"), query.pop("offset", 0), query.pop("cursor", None)
+        wanted = FailureFilter(**query, before_id=cursor and int(cursor))
+        rows, total, next_cursor = reader.failures(wanted, scope, limit, offset)
         return {
             "messages": [_message(row) for row in rows],
             "total": total,
             "limit": limit,
             "offset": offset,
+            "next_cursor": next_cursor,
         }, 200
 
     @routes.post("/<message_id>/retry")
-    @endpoint("Queue a failed message again", roles=ADMINS, answers={202: schemas.Retried}, errors=(409,))
-    def retry(message_id: str) -> Any:
-        queued_at = failures.retry(message_id, scope=g.caller.scope(), by=actor())
+    @endpoint(
+        "Queue a failed message again",
+        roles=ADMINS,
+        body=schemas.Retry,
+        body_optional=True,
+        answers={202: schemas.Retried},
+        errors=(409,),
+    )
+    def retry(message_id: str, body: dict[str, Any]) -> Any:
+        queued_at = failures.retry(message_id, scope=g.caller.scope(), by=actor(), expires_at=body.get("expires_at"))
         return {"message_id": message_id, "queued_at": queued_at}, 202
 
     @routes.post("/failed/retry")
@@ -200,6 +208,18 @@ def blueprint(adapters: Adapters) -> Blueprint:
     )
     def resolve(message_id: str, body: dict[str, Any]) -> Any:
         failures.resolve_as_sent(message_id, scope=g.caller.scope(), by=actor())
+        return {"message_id": message_id}, 200
+
+    @routes.post("/<message_id>/dismiss")
+    @endpoint(
+        "Close a failure unsent",
+        roles=ADMINS,
+        body=schemas.Dismiss,
+        answers={200: schemas.Cancelled},
+        errors=(409,),
+    )
+    def dismiss(message_id: str, body: dict[str, Any]) -> Any:
+        failures.dismiss(message_id, body["reason"], scope=g.caller.scope(), by=actor())
         return {"message_id": message_id}, 200
 
     @routes.get("/audit")

@@ -116,7 +116,10 @@ def _operation(name: str, rule: str, declared: Declaration) -> dict[str, Any]:
     else:
         operation["security"] = [{}, {"metrics": []}] if 401 in declared.errors else []
     if declared.body:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": declared.body}}}
+        operation["requestBody"] = {
+            "required": not declared.body_optional,
+            "content": {"application/json": {"schema": declared.body}},
+        }
     return operation
 
 

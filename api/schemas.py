@@ -23,7 +23,7 @@ MOST_WRONG = 100
 """So many wrong entries of a list are enough: those after them are not looked at."""
 ACCOUNT_ID = r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,63}"
 LIMITS_LENGTH = 255
-AUDIT_CURSOR = r"^[1-9][0-9]{0,17}$"
+NUMBER_CURSOR = r"^[1-9][0-9]{0,17}$"
 MESSAGE_ID = r"^msg_[0-9A-HJKMNP-TV-Z]{26}$"
 
 
@@ -106,6 +106,23 @@ class Some(fields.List):
         if wrong:
             raise ValidationError(wrong)
         return loaded
+
+
+class Words(Text):
+    """Up to ten words to look for."""
+
+    pattern = r"^\s*[^\s\x00]+(\s+[^\s\x00]+){0,9}\s*$"
+    length, most = 255, 10
+
+    def __init__(self, *, metadata: dict[str, Any]) -> None:
+        super().__init__(metadata=metadata | {"minLength": 1, "maxLength": self.length})
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
+        text = super()._deserialize(value, attr, data, **kwargs)
+        words = tuple(text.split()) if len(text) <= self.length else ()
+        if not 1 <= len(words) <= self.most:
+            raise ValidationError(f"Must be 1 to {self.most} words, of at most {self.length} characters together.")
+        return words
 
 
 class LimitsField(fields.String):
@@ -269,13 +286,33 @@ class MessagesQuery(Narrow):
     )
 
 
-class FailedQuery(Narrow):
+class FailureFilter(Narrow):
+    """Which open dead letters are meant."""
+
     reason = fields.Enum(DeadLetterReason, by_value=True)
     recipient_id = Text(data_key="recipientId", validate=validate.Length(1, 255))
+    batch_id = Text(data_key="batchId", validate=validate.Length(1, 255))
+    words = Words(metadata={"description": "Words of the error, in any order, in upper or lower case: each must occur"})
     since = Time(metadata={"description": "Failed at this time or later"})
     until = Time(metadata={"description": "Failed before this time"})
+
+
+class FailedQuery(FailureFilter):
+    http_status = fields.Integer(data_key="httpStatus", validate=validate.Range(100, 599))
     limit = fields.Integer(load_default=50, validate=validate.Range(1, 200))
-    offset = fields.Integer(load_default=0, validate=validate.Range(0, 1_000_000_000))
+    offset = fields.Integer(
+        validate=validate.Range(0, 1_000_000_000),
+        metadata={"description": "Default 0; skips failures while somebody retries: prefer cursor", "default": 0},
+    )
+    cursor = Text(
+        validate=Matches(NUMBER_CURSOR, error="Must be the nextCursor of an earlier answer."),
+        metadata={"description": "nextCursor of the page before; instead of offset"},
+    )
+
+    @validates_schema(skip_on_field_errors=True)
+    def _pages_in_one_way(self, data: dict[str, Any], **_: Any) -> None:
+        if "offset" in data and "cursor" in data:
+            raise ValidationError("Give either offset or cursor.", "cursor")
 
 
 class AuditQuery(Narrow):
@@ -287,17 +324,20 @@ class AuditQuery(Narrow):
     until = Time(metadata={"description": "Before this time"})
     limit = fields.Integer(load_default=50, validate=validate.Range(1, 200))
     cursor = Text(
-        validate=Matches(AUDIT_CURSOR, error="Must be the nextCursor of an earlier answer."),
+        validate=Matches(NUMBER_CURSOR, error="Must be the nextCursor of an earlier answer."),
         metadata={"description": "nextCursor of the page before"},
     )
 
 
-class Redrive(Strict):
-    account_id = Text(data_key="accountId", validate=validate.Length(1, 64))
-    reason = fields.Enum(DeadLetterReason, by_value=True)
-    recipient_id = Text(data_key="recipientId", validate=validate.Length(1, 255))
-    since = Time(metadata={"description": "Failed at this time or later"})
-    until = Time(metadata={"description": "Failed before this time"})
+class Retry(Strict):
+    expires_at = Time(
+        data_key="expiresAt",
+        metadata={"description": "A new expiresAt; needed if the message's own has passed"},
+    )
+
+
+class Redrive(FailureFilter):
+    http_status = Whole(data_key="httpStatus", validate=validate.Range(100, 599))
     dry_run = Flag(data_key="dryRun", load_default=False, metadata={"description": "Count only"})
     include_unknown = Flag(
         data_key="includeUnknown",
@@ -308,6 +348,14 @@ class Redrive(Strict):
 
 class Resolve(Strict):
     as_ = fields.String(data_key="as", required=True, validate=validate.OneOf(["sent"]))
+
+
+class Dismiss(Strict):
+    reason = Text(
+        required=True,
+        validate=validate.Length(1, 1000),
+        metadata={"description": "Why it is not to be sent; kept in the audit"},
+    )
 
 
 class Credentials(Strict):
@@ -475,6 +523,7 @@ class FailedMessage(MessageOut):
 
 class FailedPage(Schema):
     messages = fields.List(fields.Nested(FailedMessage), required=True)
+    next_cursor = fields.String(data_key="nextCursor", required=True, allow_none=True)
     total = fields.Integer(required=True)
     limit = fields.Integer(required=True)
     offset = fields.Integer(required=True)
@@ -494,6 +543,9 @@ class Retried(Schema):
 
 class Redriven(Schema):
     matched = fields.Integer(required=True)
+    expired = fields.Integer(
+        required=True, metadata={"description": "Of these, left out because their expiresAt has passed"}
+    )
     queued = fields.Integer(required=True)
     done_at = Time(
         data_key="estimatedCompletionTime",

@@ -42,7 +42,9 @@ UNKNOWN_ID = "msg_01ARZ3NDEKTSV4RRFFQ69G5FAV"
 BODIES: dict[str, dict[str, Any]] = {
     "messaging.send": {"recipientId": "fan-1", "content": "Hello"},
     "messaging.send_bulk": {"messages": [{"recipientId": "fan-1", "content": "Hello"}]},
+    "messaging.retry": {},
     "messaging.redrive": {},
+    "messaging.dismiss": {"reason": "because"},
     "messaging.resolve": {"as": "sent"},
     "messaging.put_account": {},
     "messaging.pause": {"reason": "because"},

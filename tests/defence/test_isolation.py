@@ -40,6 +40,9 @@ POINTS_AT_THEIRS: dict[str, Any] = {
     "until": "2090-01-01T00:00:00Z",
     "limit": 200,
     "offset": 0,
+    "httpStatus": 422,
+    "words": "not AGAIN",
+    "failed.cursor": 999_999_999,
     "cursor": LATEST_ID,
     "audit.cursor": 999_999_999,  # its ids are numbers
     "messages": [{"recipientId": "fan-1", "content": "Hello", "accountId": THEIRS}],
@@ -51,7 +54,8 @@ POINTS_AT_THEIRS: dict[str, Any] = {
 
 SAYS_ONLY_WHAT_IS_NEW = {
     "send.recipientId", "send.content", "send.priority", "send.mediaIds", "send.sendAt", "send.expiresAt",
-    "send.batchId", "send.metadata", "resolve.as", "put_account.channel", "put_account.displayName",
+    "send.batchId", "send.metadata", "resolve.as", "retry.expiresAt", "dismiss.reason",
+    "put_account.channel", "put_account.displayName",
     "put_account.limits", "put_account.credentials", "pause.reason", "pause.until",
 }  # fmt: skip
 """Fields of bodies, by route, that describe what is asked for and refer to nothing that is there already."""
@@ -124,7 +128,8 @@ class World:
         for message_id, reason in zip(message_ids, ("rejected", "outcome_unknown"), strict=True):
             self._adapters.db.all(
                 "WITH dead AS (UPDATE messages SET state = 'failed', ended_at = now(), attempts = 1 WHERE id = %(id)s)"
-                " INSERT INTO dead_letters (message_id, account_id, reason) VALUES (%(id)s, %(account)s, %(reason)s)",
+                " INSERT INTO dead_letters (message_id, account_id, reason, error, http_status)"
+                " VALUES (%(id)s, %(account)s, %(reason)s, 'Not you again', 422)",
                 {"id": message_id, "account": THEIRS, "reason": reason},
             )
 

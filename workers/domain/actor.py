@@ -30,6 +30,7 @@ class Action(StrEnum):
     CANCEL = "cancel"
     RETRY = "retry"
     RESOLVE = "resolve"
+    DISMISS = "dismiss"
     PUT_ACCOUNT = "put_account"
     PAUSE = "pause"
     RESUME = "resume"

@@ -39,7 +39,7 @@ class State(StrEnum):
     """The request may have arrived, and no answer says so: it is being looked up in the upstream's history."""
     SENT = "sent"
     FAILED = "failed"
-    """A dead letter, open until an admin retries or resolves it."""
+    """A dead letter, open until an admin retries, resolves or dismisses it."""
     CANCELLED = "cancelled"
     EXPIRED = "expired"
 
@@ -84,7 +84,7 @@ TALLIED = (*WAITING, *IN_FLIGHT, State.FAILED)
 HEADS = (State.QUEUED, State.SENDING, State.VERIFYING)
 """The one member of a line that stands before all others."""
 OVER = (State.SENT, State.FAILED, State.CANCELLED, State.EXPIRED)
-"""Every accepted message ends in exactly one of these; only an admin's retry or resolve leaves `failed` again."""
+"""Every accepted message ends in exactly one of these; only an admin's retry, resolve or dismiss leaves `failed`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,7 @@ TRANSITIONS = (
     Transition("expire", WAITING, State.EXPIRED),
     Transition("retry", (State.FAILED,), State.HELD),
     Transition("resolve_as_sent", (State.FAILED,), State.SENT),
+    Transition("dismiss", (State.FAILED,), State.CANCELLED),
 )
 
 

@@ -10,7 +10,7 @@ from workers.domain.actor import Actor
 from workers.domain.errors import Conflict, NotFound
 from workers.domain.state import State
 from workers.services.estimate import Place, estimate
-from workers.services.submit import look_at_all
+from workers.services.submit import check_times, look_at_all
 from workers.store import accounts, failures, queries
 from workers.store.queries import Failed, FailureFilter, Scope
 from workers.store.session import Database, Row
@@ -25,10 +25,12 @@ log = logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Redrive:
-    """matched: dead letters that fit the filter. queued: how many were queued again; 0 for a dry run.
-    done_at: when the last of them will have gone; None if nobody can say."""
+    """matched: dead letters that fit the filter. expired: those of them that were left out because their expiresAt has
+    passed. queued: how many were queued again; 0 for a dry run. done_at: when the last of them will have gone; None if
+    nobody can say."""
 
     matched: int
+    expired: int
     queued: int
     done_at: datetime | None
 
@@ -41,15 +43,19 @@ class Failures:
     default_limits: Limits
     lease_s: float
 
-    def retry(self, message_id: str, *, scope: Scope, by: Actor) -> datetime:
+    def retry(self, message_id: str, *, scope: Scope, by: Actor, expires_at: datetime | None = None) -> datetime:
         """Queue a failed message again, with its history kept. Returns when it was queued.
 
-        Raises NotFound (also outside the scope) and Conflict (not failed).
+        expires_at: a new expiresAt, which a message needs whose own has passed. Raises NotFound (also outside the
+        scope), InvalidMessage (the new expiresAt has passed as well) and Conflict (not failed, or expired).
         """
         row = self._message(message_id, scope)
-        queued_at = failures.retry(self.db, [message_id], by)
+        check_times(None, expires_at, datetime.now(UTC))
+        queued_at = failures.retry(self.db, [message_id], by, expires_at=expires_at)
         if not queued_at:
             now = self._message(message_id, scope)
+            if now["state"] == State.FAILED and now["expires_at"]:
+                raise Conflict('Its expiresAt has passed; give it a new one: {"expiresAt": "…"}')
             raise Conflict(f"Only failed messages can be retried; this one is {self._status(now)}")
         log.info("message_retried", message_id=message_id, account_id=row["account_id"], by=by.subject)
         self.wakeups.try_wake(row["account_id"])
@@ -59,18 +65,29 @@ class Failures:
         self, wanted: FailureFilter, *, scope: Scope, by: Actor, include_unknown: bool = False, dry_run: bool = False
     ) -> Redrive:
         """Queue every failed message that matches again, behind fresh traffic of the same priority. Unknown outcomes
-        only on request: sending one again may deliver it twice."""
+        only on request: sending one again may deliver it twice. Never those whose expiresAt has passed."""
         matched = queries.failed(self.db, wanted, scope, include_unknown=include_unknown)
-        done_at = self._done_at(matched)
+        going = [failed for failed in matched if not failed.expired]
+        expired = len(matched) - len(going)
+        done_at = self._done_at(going)
         queued = 0
         if not dry_run:
-            ids = [failed.message_id for failed in matched]
+            ids = [failed.message_id for failed in going]
             for start in range(0, len(ids), BATCH):
                 queued += len(failures.retry(self.db, ids[start : start + BATCH], by, redriven=True))
-            log.info("messages_redriven", matched=len(matched), queued=queued, by=by.subject)
-            for account_id in {failed.account_id for failed in matched}:
+            log.info("messages_redriven", matched=len(matched), expired=expired, queued=queued, by=by.subject)
+            for account_id in {failed.account_id for failed in going}:
                 self.wakeups.try_wake(account_id)
-        return Redrive(len(matched), queued, done_at)
+        return Redrive(len(matched), expired, queued, done_at)
+
+    def dismiss(self, message_id: str, reason: str, *, scope: Scope, by: Actor) -> None:
+        """Close a failure of any kind unsent: the message is cancelled. Raises NotFound and Conflict (not failed)."""
+        row = self._message(message_id, scope)
+        if not failures.dismiss(self.db, message_id, reason, by):
+            now = self._message(message_id, scope)
+            raise Conflict(f"Only failed messages can be dismissed; this one is {self._status(now)}")
+        messages_processed.labels("cancelled").inc()
+        log.info("message_dismissed", message_id=message_id, account_id=row["account_id"], by=by.subject)
 
     def resolve_as_sent(self, message_id: str, *, scope: Scope, by: Actor) -> None:
         """Close an `outcome_unknown` failure: somebody has seen that it did arrive. Raises NotFound and Conflict."""

@@ -160,9 +160,13 @@ class Reader:
         page = rows[:limit]
         return page, page[-1]["id"] if len(rows) > limit else None
 
-    def failures(self, wanted: FailureFilter, scope: Scope, limit: int, offset: int) -> tuple[list[Row], int]:
-        """A page of open dead letters, latest first, and how many there are in all."""
-        return queries.failures(self.db, wanted, scope, limit, offset)
+    def failures(
+        self, wanted: FailureFilter, scope: Scope, limit: int, offset: int
+    ) -> tuple[list[Row], int, int | None]:
+        """A page of open dead letters, latest first, how many there are in all, and the cursor of the next page."""
+        rows, total = queries.failures(self.db, wanted, scope, limit + 1, offset)
+        page = rows[:limit]
+        return page, total, page[-1]["letter_id"] if len(rows) > limit else None
 
     def audit(self, wanted: AuditFilter, scope: Scope, limit: int) -> tuple[list[Row], int | None]:
         """A page of the audit, latest first, and the cursor of the next one (None: there is none)."""

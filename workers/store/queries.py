@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, func, select
+from sqlalchemy import ColumnElement, Select, and_, false, func, select
 
 from workers.domain.retry import DeadLetterReason
 from workers.domain.state import State
@@ -33,8 +33,14 @@ class FailureFilter:
     reason: str | None = None
     recipient_id: str | None = None
     account_id: str | None = None
+    batch_id: str | None = None
+    http_status: int | None = None
+    words: Sequence[str] = ()
+    """Each must occur in the error, in upper or lower case."""
     since: datetime | None = None
     until: datetime | None = None
+    before_id: int | None = None
+    """Only dead letters older than this one: the cursor."""
 
 
 def message(db: Database, message_id: str, scope: Scope) -> Row | None:
@@ -67,13 +73,16 @@ def attempts(db: Database, message_id: str) -> list[Row]:
 
 
 def failures(db: Database, wanted: FailureFilter, scope: Scope, limit: int, offset: int) -> tuple[list[Row], int]:
-    """Open dead letters, latest first, and how many there are in all."""
+    """Open dead letters, latest first, each with its `letter_id`, and how many match in all, whatever the cursor."""
     joined = DeadLetter.__table__.join(Message.__table__, Message.id == DeadLetter.message_id)
     where = and_(*_failure_conditions(wanted, scope))
     total = db.select(select(func.count().label("n")).select_from(joined).where(where))[0]["n"]
+    if wanted.before_id is not None:
+        where = and_(where, DeadLetter.id < wanted.before_id)
     page = (
         select(
             Message.__table__,
+            DeadLetter.id.label("letter_id"),
             DeadLetter.reason,
             DeadLetter.error.label("failure_error"),
             DeadLetter.http_status,
@@ -89,11 +98,12 @@ def failures(db: Database, wanted: FailureFilter, scope: Scope, limit: int, offs
 
 
 class Failed(NamedTuple):
-    """A message that was given up."""
+    """A message that was given up. expired: its expiresAt has passed meanwhile."""
 
     message_id: str
     account_id: str
     priority: int
+    expired: bool
 
 
 def failed(db: Database, wanted: FailureFilter, scope: Scope, *, include_unknown: bool) -> list[Failed]:
@@ -102,7 +112,12 @@ def failed(db: Database, wanted: FailureFilter, scope: Scope, *, include_unknown
     if not include_unknown:
         conditions.append(DeadLetter.reason != str(DeadLetterReason.OUTCOME_UNKNOWN))
     query = (
-        select(DeadLetter.message_id, DeadLetter.account_id, Message.priority)
+        select(
+            DeadLetter.message_id,
+            DeadLetter.account_id,
+            Message.priority,
+            func.coalesce(Message.expires_at <= func.now(), false()).label("expired"),
+        )
         .join(Message, Message.id == DeadLetter.message_id)
         .where(and_(*conditions))
         .order_by(DeadLetter.id)
@@ -188,6 +203,11 @@ def _failure_conditions(wanted: FailureFilter, scope: Scope) -> list[ColumnEleme
         conditions.append(DeadLetter.reason == wanted.reason)
     if wanted.recipient_id is not None:
         conditions.append(Message.recipient_id == wanted.recipient_id)
+    if wanted.batch_id is not None:
+        conditions.append(Message.batch_id == wanted.batch_id)
+    if wanted.http_status is not None:
+        conditions.append(DeadLetter.http_status == wanted.http_status)
+    conditions += [DeadLetter.error.icontains(word, autoescape=True) for word in wanted.words]
     if wanted.since is not None:
         conditions.append(DeadLetter.failed_at >= wanted.since)
     if wanted.until is not None:

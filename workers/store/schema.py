@@ -204,7 +204,7 @@ class DeadLetter(Base):
     __tablename__ = "dead_letters"
     __table_args__ = (
         CheckConstraint(_one_of("reason", DeadLetterReason), name="reason"),
-        CheckConstraint("closed_as IS NULL OR closed_as IN ('retried', 'sent')", name="closed_as"),
+        CheckConstraint("closed_as IS NULL OR closed_as IN ('retried', 'sent', 'dismissed')", name="closed_as"),
         CheckConstraint("(closed_at IS NULL) = (closed_as IS NULL)", name="closed"),
         # All of a message's, closed ones too: to show them, and to let them go with it.
         Index("ix_dead_letters_message", "message_id", "id"),
@@ -215,6 +215,8 @@ class DeadLetter(Base):
             text("id DESC"),
             postgresql_where=text("closed_at IS NULL"),
         ),
+        # The same for a caller who may know of all accounts.
+        Index("ix_dead_letters_open", text("id DESC"), postgresql_where=text("closed_at IS NULL")),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
