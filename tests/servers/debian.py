@@ -190,6 +190,11 @@ class Postgres(Server):
 class Redis(Server):
     """Redis 7, empty at every start."""
 
+    _first: subprocess.Popen[bytes] | None = None
+    """The first server, while the address leads to a second one."""
+    _aside = 0
+    """The port of the first one meanwhile."""
+
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
@@ -198,6 +203,29 @@ class Redis(Server):
         """FLUSHALL: everything that connected clients took for granted is gone."""
         with redis.Redis.from_url(self.url) as client:
             client.flushall()
+
+    def fail_over(self) -> None:
+        """See `deploy.servers.Valkey.fail_over`."""
+        self._aside = free_port()
+        with redis.Redis.from_url(self.url) as admin:
+            admin.config_set("port", self._aside)  # listens there from now on, and keeps its connections
+            self._first, self._process = self._process, None
+            self.start()
+            for kind in ("normal", "pubsub"):
+                admin.client_kill_filter(_type=kind, skipme=True)
+
+    def fail_back(self) -> None:
+        """See `deploy.servers.Valkey.fail_back`."""
+        super().stop()
+        with redis.Redis(port=self._aside) as admin:
+            admin.config_set("port", self.port)
+        self._process, self._first = self._first, None
+
+    def stop(self) -> None:
+        super().stop()
+        if self._first is not None:
+            self._process, self._first = self._first, None
+            super().stop()
 
     def _command(self) -> tuple[str | Path, ...]:
         return (REDIS, "--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--appendonly", "no")
