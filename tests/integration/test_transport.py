@@ -1,6 +1,7 @@
 """How a connection to an upstream comes about: names, addresses, slow and silent ones, and what is said of it."""
 
 import asyncio
+import random
 import socket
 import ssl
 import threading
@@ -9,6 +10,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,13 @@ from tests.conftest import ALICE
 from tests.integration.peers import Authority, Peer, Swallows, answer_all, answering, broken, hear, loop, run
 from workers.bootstrap import Adapters
 from workers.channels.http.addresses import Addresses
-from workers.channels.http.exchange import Answer, NotSent, TooLate
+from workers.channels.http.exchange import Answer, NoAnswer, NotSent, TooLate
 from workers.channels.http.proxy import Proxy
 from workers.channels.http.transport import LATE_DIALS, Transport
 from workers.channels.http.upstream import Network, Upstream
+from workers.channels.onlyfans import OnlyFans
 from workers.clock import monotonic_s
+from workers.services.submit import Receipt
 from workers.store import queries
 
 Serve = Callable[..., Peer]
@@ -134,6 +138,19 @@ def test_where_connections_take_long_the_next_address_is_tried_later(serve: Serv
         with closing(again):
             send(again)
         assert (peer.connections, other.connections) == (2, 1)
+
+
+def test_an_address_that_swallows_packets_costs_no_attempt(
+    adapters: Adapters, submit: Callable[..., Receipt], serve: Serve, swallows: Callable[..., Swallows]
+) -> None:
+    peer = serve()
+    swallows("127.0.0.2", peer.port)
+    network = Network(addresses=Addresses(Names("127.0.0.2", "127.0.0.1")))
+    with closing(OnlyFans(f"http://upstream.test:{peer.port}", network=network)) as channel:
+        receipts = [submit(f"fan-{n}") for n in range(5)]
+        replace(adapters.dispatcher(worker=1), channels={"onlyfans": channel}).drain("default")
+    for receipt in receipts:
+        assert [attempt["outcome"] for attempt in queries.attempts(adapters.db, receipt.message_id)] == ["accepted"]
 
 
 def test_an_address_where_nobody_listens_costs_nothing(serve: Serve) -> None:
@@ -350,6 +367,50 @@ def test_a_loop_that_ends_leaves_no_connection_half_made(slow: tuple[Peer, Trans
     assert not asyncio.all_tasks(made)
     made.close()
     assert heard == []
+
+
+def test_whatever_becomes_of_calls_each_has_its_own_answer_and_nothing_is_left_open(
+    serve: Serve, tmp_path: Path
+) -> None:
+    """Connections and answers that take any time, deadlines shorter than that, and calls that are cancelled."""
+    chance = random.Random(7)
+
+    def echo(_: Peer, connection: socket.socket) -> None:
+        while request := hear(connection):
+            time.sleep(chance.choice([0, 0, 0.02, 0.3]))
+            connection.sendall(answering(request.partition(b"X-Call: ")[2].partition(b"\r\n")[0]))
+
+    def slowly() -> None:
+        time.sleep(chance.choice([0, 0.05, 0.1, 0.15]))
+
+    async def call(number: int) -> bool:
+        wanted = transport.request(
+            "GET", "/", headers={"X-Call": str(number)}, timeout_s=chance.choice([0.05, 0.1, 0.2, 5])
+        )
+        if chance.random() < 0.2:
+            wanted = asyncio.wait_for(wanted, chance.choice([0, 0.01, 0.1]))
+        try:
+            answer = await wanted
+        except (NotSent, NoAnswer, TimeoutError):
+            return False
+        assert answer.body == str(number).encode()
+        return True
+
+    async def call_all() -> int:
+        calls = []
+        for number in range(400):
+            calls.append(asyncio.ensure_future(call(number)))
+            await asyncio.sleep(chance.choice([0, 0, 0.01]))
+        return sum(await asyncio.gather(*calls))
+
+    authority = Authority(tmp_path)
+    peer = serve(echo, tls=authority.server_tls("127.0.0.1"), before_tls=slowly)
+    with closing(to(peer.url, ca_file=authority.file)) as transport:
+        assert 100 < run(call_all()) < 400
+        assert not transport._waiting
+    for _ in range(peer.connections):
+        assert peer.ended.acquire(timeout=10)
+    wait_for(lambda: not transport._dials and not transport._idle)
 
 
 # --- what is said of it
