@@ -1,4 +1,4 @@
-"""The admin's routes for accounts: limits, credentials, pauses."""
+"""Accounts: what they are, for everybody; their limits, credentials, settings and pauses, for admins."""
 
 from typing import Any
 
@@ -23,12 +23,18 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
         found = [account for account in accounts.all_of(g.caller.scope()) if account.channel == g.channel]
         return {"accounts": [_shown(account, default_limits) for account in found]}, 200
 
+    @routes.get("/accounts/<account_id>")
+    @endpoint("One account", roles=EVERYONE, answers={200: schemas.AccountOut})
+    def get_account(account_id: str) -> Any:
+        return _shown(accounts.get(g.caller.account(account_id)), default_limits), 200
+
     @routes.put("/accounts/<account_id>")
     @endpoint(
-        "Create an account, or give it these properties",
+        "Create an account, or replace its properties",
         roles=ADMINS,
         body=schemas.AccountIn,
         answers={200: schemas.AccountOut},
+        errors=(409,),
     )
     def put_account(account_id: str, body: dict[str, Any]) -> Any:
         account = accounts.put(
@@ -37,8 +43,24 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
             limits=body.get("limits"),
             display_name=body.get("display_name"),
             api_key=(body.get("credentials") or {}).get("api_key"),
+            settings=body.get("settings"),
             by=actor(),
+            scope=g.caller.scope(),
         )
+        return _shown(account, default_limits), 200
+
+    @routes.patch("/accounts/<account_id>")
+    @endpoint(
+        "Change some of an account's properties",
+        roles=ADMINS,
+        body=schemas.AccountPatch,
+        answers={200: schemas.AccountOut},
+        errors=(409,),
+    )
+    def patch_account(account_id: str, body: dict[str, Any]) -> Any:
+        if "credentials" in body:
+            body["api_key"] = (body.pop("credentials") or {}).get("api_key")
+        account = accounts.patch(g.caller.account(account_id), body, by=actor(), scope=g.caller.scope())
         return _shown(account, default_limits), 200
 
     @routes.post("/accounts/<account_id>/pause")
@@ -70,6 +92,7 @@ def _shown(account: Account, default_limits: Limits) -> dict[str, Any]:
         "limits": str(account.limits or default_limits),
         "own_limits": account.limits is not None,
         "has_credentials": account.sealed_key is not None,
+        "settings": account.settings,
         "state": state,
         "reason": account.pause_reason,
         "paused_until": account.paused_until,

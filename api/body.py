@@ -26,6 +26,11 @@ _DELIMITERS = (b"{", b"[", b",", b":")
 _UP_TO_DELIMITER = re.compile(rb'(?:[^"{\[,:]++|"(?:[^"\\]++|\\.)*+"?)*+(?:[{\[,:]|\Z)', re.DOTALL)
 
 
+def media_types(method: str) -> tuple[str, ...]:
+    """What a body may be declared as. A PATCH is a merge patch (RFC 7396), which has a type of its own."""
+    return ("application/json", "application/merge-patch+json") if method == "PATCH" else ("application/json",)
+
+
 def json_object(*, optional: bool = False) -> dict[str, Any]:
     """The body as a JSON object. Raises the 400, 413 or 415 that says why it is none.
 
@@ -34,7 +39,7 @@ def json_object(*, optional: bool = False) -> dict[str, Any]:
     """
     if optional and not request.get_data():
         return {}
-    if request.mimetype != "application/json":
+    if request.mimetype not in media_types(request.method):
         raise UnsupportedMediaType
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise ApiError(415, "Send the body as it is, without Content-Encoding")

@@ -3,6 +3,7 @@ OpenAPI document all read the same declaration, so none of them can drift from t
 """
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,9 @@ from flask import Response, g, jsonify, request
 from api.auth import Role, authorize
 from api.body import json_object
 from api.limiting import spend
+from api.schemas import IDS
 from workers import tracing
+from workers.domain.errors import NotFound
 
 View = Callable[..., Any]
 
@@ -73,6 +76,7 @@ def endpoint(
         def answer(**params: Any) -> Response:
             if roles is not None:
                 spend(authorize(roles).subject)
+            _check_ids(params)
             if query_schema:
                 params["query"] = query_schema.load(_query())
             if body_schema:
@@ -94,6 +98,14 @@ def endpoint(
 
 def declaration_of(view: View) -> Declaration | None:
     return getattr(view, "declaration", None)
+
+
+def _check_ids(params: dict[str, str]) -> None:
+    """There is nothing under a name that nothing can have. Such a name never reaches the database, which could not even
+    compare one that holds a NUL. PUT makes what it names, and says itself what is wrong with a name."""
+    for name, value in params.items():
+        if request.method != "PUT" and not re.fullmatch(IDS.get(name, r"[^\x00]*"), value):
+            raise NotFound(f"No {name.removesuffix('_id')} {value}")
 
 
 def _query() -> dict[str, str]:

@@ -10,13 +10,13 @@ from flask import Flask
 from marshmallow import Schema, fields
 
 from api import schemas
+from api.body import media_types
 from api.endpoint import Declaration, declaration_of
 
 _PARAMETER = re.compile(r"<(?:\w+:)?(\w+)>")
 _PATH = {
     "channel": {"type": "string", "enum": ["onlyfans"]},
-    "message_id": {"type": "string", "pattern": schemas.MESSAGE_ID},
-    "account_id": {"type": "string", "pattern": f"^{schemas.ACCOUNT_ID}$"},
+    **{name: {"type": "string", "pattern": pattern} for name, pattern in schemas.IDS.items()},
 }
 _ERRORS = {
     400: "The request is not valid; `details` says so field by field",
@@ -84,14 +84,14 @@ def document(app: Flask) -> dict[str, Any]:
             continue
         for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
             path = _PARAMETER.sub(r"{\1}", rule.rule)
-            spec.path(path, operations={method.lower(): _operation(rule.endpoint, rule.rule, declaration)})
+            spec.path(path, operations={method.lower(): _operation(rule.endpoint, rule.rule, method, declaration)})
     made = spec.to_dict()
     for name, shape in made["components"]["schemas"].items():
         shape |= getattr(getattr(schemas, name, None), "rules", {})
     return made
 
 
-def _operation(name: str, rule: str, declared: Declaration) -> dict[str, Any]:
+def _operation(name: str, rule: str, method: str, declared: Declaration) -> dict[str, Any]:
     in_path = _PARAMETER.findall(rule)
     parameters: list[Any] = [
         {"name": found, "in": "path", "required": True, "schema": _PATH[found]} for found in in_path
@@ -118,7 +118,7 @@ def _operation(name: str, rule: str, declared: Declaration) -> dict[str, Any]:
     if declared.body:
         operation["requestBody"] = {
             "required": not declared.body_optional,
-            "content": {"application/json": {"schema": declared.body}},
+            "content": {kind: {"schema": declared.body} for kind in media_types(method)},
         }
     return operation
 

@@ -25,6 +25,8 @@ ACCOUNT_ID = r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,63}"
 LIMITS_LENGTH = 255
 NUMBER_CURSOR = r"^[1-9][0-9]{0,17}$"
 MESSAGE_ID = r"^msg_[0-9A-HJKMNP-TV-Z]{26}$"
+IDS = {"message_id": MESSAGE_ID, "account_id": f"^{ACCOUNT_ID}$"}
+"""What the ids in a path look like, by their names there."""
 
 
 def iso(moment: datetime | None) -> str | None:
@@ -362,11 +364,20 @@ class Credentials(Strict):
     api_key = Text(data_key="apiKey", required=True, validate=[validate.Length(1, 1000), Matches(r"^[!-~]+$")])
 
 
-class AccountIn(Strict):
+class AccountSettings(Strict):
+    trust5xx = Flag(
+        metadata={"description": "true: a 5xx of the upstream means that the message was not sent, and may be retried"},
+    )
+
+
+class _Account(Strict):
+    """What may be said of an account, whether all of it is given or a part."""
+
     limits = LimitsField(
         allow_none=True,
         metadata={
-            "description": "1/second,10/minute,1000/day: every one holds at once; null for the default",
+            "description": "1/second,10/minute,1000/day: every one holds at once; null for the default. "
+            "Accounts that send with the same key must have the same",
             "format": "limits",
             "minLength": 1,
             "maxLength": LIMITS_LENGTH,
@@ -374,8 +385,29 @@ class AccountIn(Strict):
     )
     channel = fields.String(validate=validate.OneOf(["onlyfans"]))
     display_name = Text(data_key="displayName", allow_none=True, validate=validate.Length(1, 255))
+
+
+class AccountIn(_Account):
     credentials = fields.Nested(
         Credentials, metadata={"description": "Write-only; left as they are if not given", "writeOnly": True}
+    )
+    settings = fields.Nested(AccountSettings, metadata={"description": "None if not given"})
+
+
+class AccountSettingsPatch(Strict):
+    trust5xx = Flag(allow_none=True, metadata={"description": "As in PUT; null takes it away"})
+
+
+class AccountPatch(_Account):
+    """A JSON merge patch (RFC 7396): what is not named stays, null clears."""
+
+    credentials = fields.Nested(
+        Credentials,
+        allow_none=True,
+        metadata={"description": "Write-only; null: from now on it sends with the channel's key", "writeOnly": True},
+    )
+    settings = fields.Nested(
+        AccountSettingsPatch, allow_none=True, metadata={"description": "By name; null takes all of them away"}
     )
 
 
@@ -567,6 +599,7 @@ class AccountOut(Schema):
     limits = fields.String(required=True)
     own_limits = fields.Boolean(data_key="ownLimits", required=True)
     has_credentials = fields.Boolean(data_key="hasCredentials", required=True)
+    settings = fields.Nested(AccountSettings, required=True)
     state = fields.String(required=True, validate=validate.OneOf(["active", "paused", "cooldown"]))
     reason = fields.String(required=True, allow_none=True)
     paused_until = Time(data_key="pausedUntil", required=True, allow_none=True)

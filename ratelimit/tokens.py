@@ -94,6 +94,7 @@ class Tokens:
         self._series, self._numbers = secrets.token_hex(4), itertools.count()
         self._exchange = script(client, _HERE / "exchange.lua")
         self._cool_down = script(client, _HERE / "cool_down.lua")
+        self._lift_cooldown = script(client, _HERE / "lift_cooldown.lua")
         self._view = script(client, _HERE / "view.lua")
         self._begin_rebuild = script(client, _HERE / "begin_rebuild.lua")
         self._finish_rebuild = script(client, _HERE / "finish_rebuild.lua")
@@ -152,6 +153,10 @@ class Tokens:
         """Give out none for `for_s` seconds, or longer if it was closed for longer. Returns the seconds in force."""
         keys, args = _keys(key)[1:], [to_us(for_s)]
         return int(answered(lambda: self._cool_down(keys=keys, args=args))) / MICROSECONDS
+
+    def lift_cooldown(self, key: str) -> None:
+        """Give out tokens again before the cooldown is over."""
+        answered(lambda: self._lift_cooldown(keys=_keys(key)[1:], args=[]))
 
     def view(self, key: str, limits: Limits) -> View:
         return self.views([(key, limits)])[0]

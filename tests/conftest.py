@@ -151,12 +151,16 @@ def submit(adapters: Adapters) -> Callable[..., Receipt]:
 
 @pytest.fixture
 def make_account(adapters: Adapters) -> Callable[..., str]:
-    """An account with limits of its own, known to the tokens."""
+    """An account with limits and a key of its own, known to the tokens. api_key: its key, if that matters; without one
+    (""), it sends with the channel's."""
 
     def make(account_id: str = "", *, limits: str | None = None, api_key: str | None = None) -> str:
         account_id = account_id or f"account-{secrets.token_hex(4)}"
         parsed = None if limits is None else Limits.parse(limits)
-        accounts.put(adapters.db, account_id, limits=parsed, sealed_key=api_key and adapters.vault.seal(api_key))
+        api_key = f"key-of-{account_id}" if api_key is None else api_key
+        accounts.put(
+            adapters.db, account_id, limits=parsed, sealed_key=adapters.vault.seal(api_key) if api_key else None
+        )
         adapters.tokens.open_new(account_id)
         return account_id
 

@@ -12,6 +12,7 @@ from workers.channels.http.upstream import Network
 from workers.channels.onlyfans import OnlyFans
 from workers.credentials import Vault
 from workers.services.accounts import Accounts
+from workers.services.budgets import Budgets
 from workers.services.dispatch import Dispatcher
 from workers.services.failures import Failures
 from workers.services.queries import Reader
@@ -51,7 +52,10 @@ class Adapters:
         return Failures(self.db, self.tokens, self.wakeups, self.settings.rate_limit, self.settings.lease_s)
 
     def accounts(self) -> Accounts:
-        return Accounts(self.db, self.tokens, self.wakeups, self.vault)
+        return Accounts(self.db, self.tokens, self.wakeups, self.vault, self.budgets(), self.settings.rate_limit)
+
+    def budgets(self) -> Budgets:
+        return Budgets(self.db, self.vault, {OnlyFans.name: self.settings.onlyfans_api_key})
 
     def rescuer(self) -> Rescuer:
         return Rescuer(self.db, self.wakeups, self.channels, self.settings.retry_policy)
@@ -63,6 +67,7 @@ class Adapters:
             wakeups=self.wakeups,
             channels=self.channels,
             vault=self.vault,
+            budgets=self.budgets(),
             senders=self.senders,
             default_limits=self.settings.rate_limit,
             retry=self.settings.retry_policy,

@@ -5,6 +5,8 @@ so a key is rotated by putting a new one in front everywhere, running `paceline 
 """
 
 import base64
+import hashlib
+import hmac
 from collections.abc import Sequence
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
@@ -23,10 +25,11 @@ class Vault:
     def __init__(self, keys: Sequence[str], *, otherwise_from: str | None = None) -> None:
         """keys: 32 bytes each in URL-safe base64, newest first. otherwise_from: a secret to derive one more key from,
         which is the newest only if there is no other."""
-        fernets = [Fernet(key) for key in keys]
+        all_keys = [key.encode() for key in keys]
         if otherwise_from is not None:
-            fernets.append(Fernet(_derived(otherwise_from)))
-        self._fernet = MultiFernet(fernets) if fernets else None
+            all_keys.append(base64.urlsafe_b64encode(_derived(otherwise_from.encode(), b"paceline credentials")))
+        self._fernet = MultiFernet([Fernet(key) for key in all_keys]) if all_keys else None
+        self._fingerprinters = [_Fingerprinter(base64.urlsafe_b64decode(key)) for key in all_keys]
 
     def seal(self, key: str) -> str:
         """As it may be stored. Raises CannotSeal without a key to do so."""
@@ -45,6 +48,26 @@ class Vault:
         except InvalidToken as error:
             raise Unreadable("sealed under a key that is not in CREDENTIALS_KEY") from error
 
+    def fingerprints(self, text: str) -> tuple[str, ...]:
+        """Fingerprints of a text, one for each of our keys, that of the newest first. Two texts that have one in common
+        are equal, and nobody without the key can tell what they are."""
+        return tuple(fingerprinter.of(text) for fingerprinter in self._fingerprinters)
+
+    def knows(self, fingerprint: str) -> bool:
+        """Whether a fingerprint was taken under one of our keys, so that it can be compared with ours."""
+        return fingerprint.partition(":")[0] in {fingerprinter.name for fingerprinter in self._fingerprinters}
+
+
+class _Fingerprinter:
+    """HMAC-SHA256 under a key of its own; `name` tells the fingerprints of one key from those of another."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = _derived(key, b"paceline credential fingerprint")
+        self.name = hashlib.sha256(self._key).hexdigest()[:8]
+
+    def of(self, text: str) -> str:
+        return f"{self.name}:{hmac.digest(self._key, text.encode(), 'sha256').hex()}"
+
 
 def is_sealed(stored: str) -> bool:
     return stored.startswith(_SEALED)
@@ -58,6 +81,5 @@ def as_fernet_key(raw: str) -> str:
     return plain
 
 
-def _derived(secret: str) -> bytes:
-    derived = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"paceline credentials").derive(secret.encode())
-    return base64.urlsafe_b64encode(derived)
+def _derived(secret: bytes, purpose: bytes) -> bytes:
+    return HKDF(algorithm=SHA256(), length=32, salt=None, info=purpose).derive(secret)

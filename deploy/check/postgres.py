@@ -5,6 +5,7 @@ between are seen as the processes will see them.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,7 @@ from workers.presence import BEAT_S
 from workers.processes import PACERS_POOL_SIZE, POOL_SIZE
 from workers.settings import Settings
 from workers.store import accounts, migrations
+from workers.store.accounts import Account
 from workers.store.schema import Base
 from workers.store.session import ASKED_FOR, SERVER_TCP, Database
 
@@ -29,6 +31,8 @@ OLDEST = 150000
 CONNECTIONS = {"api": 16, "worker": POOL_SIZE + 1, "pacer": PACERS_POOL_SIZE + 1}
 """Of one process each: its pool, and a worker's or pacer's connection that says that it lives."""
 SMALLEST = {"api": 1, "worker": 1, "pacer": 2}
+NAMED = 5
+"""Accounts that a remark names, of many."""
 PATIENT_MS = 5000
 """A statement may have to wait for a lock that long under load."""
 rules: Rules["Server"] = Rules(away=(StoreUnavailable,))
@@ -59,6 +63,19 @@ class Server:
             """,
             {"names": list(Base.metadata.tables)},
         )
+
+    @cached_property
+    def is_migrated(self) -> bool:
+        """Whether our statements find the tables and columns that they name."""
+        return migrations.reached(migrations.current(self.settings.database_url))
+
+    def credential(self, account: Account) -> str | None:
+        """A name for the key that an account sends with; None if it can't be read."""
+        try:
+            own = account.sealed_key and self.settings.vault.open(account.sealed_key)
+        except Unreadable:
+            return None
+        return f"{account.channel} {own or self.settings.onlyfans_api_key}"
 
     def off(self, *names: str) -> list[str]:
         return [name for name in names if self.parameters[name] == "off"]
@@ -190,7 +207,7 @@ def _clock(s: Server) -> Iterator[Remark]:
 
 @rules.rule("limits of accounts")
 def _limits(s: Server) -> Iterator[Remark]:
-    if not {"accounts"} <= {table["name"] for table in s.tables}:
+    if not s.is_migrated:
         return
     keep_s = s.settings.retention_days * DAY_S
     long = [a.id for a in accounts.all_of(s.db) if a.limits and a.limits.longest_period_s + DAY_S > keep_s]
@@ -203,20 +220,45 @@ def _limits(s: Server) -> Iterator[Remark]:
 
 @rules.rule("credentials of accounts")
 def _credentials(s: Server) -> Iterator[Remark]:
-    if not {"accounts"} <= {table["name"] for table in s.tables}:
+    if not s.is_migrated:
         return
     stored = accounts.sealed_keys(s.db)
     unreadable = [account_id for account_id, sealed in stored if not _opens(s.settings.vault, sealed)]
     if unreadable:
         yield fail(
             f"{len(unreadable)} accounts' keys (first: {unreadable[0]}) cannot be read; put the key that they were "
-            "encrypted under into CREDENTIALS_KEY, or give them theirs again (PUT /accounts/<id>)"
+            "encrypted under into CREDENTIALS_KEY, or give them theirs again (PATCH /accounts/<id>)"
         )
     clear = [account_id for account_id, sealed in stored if not is_sealed(sealed)]
     if clear:
         yield warn(f"{len(clear)} accounts' keys (first: {clear[0]}) stand in the clear; run `paceline rekey`")
     if stored and not s.settings.credentials_key:
         yield note("encrypted under a key that JWT_SECRET_KEY makes; set CREDENTIALS_KEY before you change that one")
+
+
+@rules.rule("budgets of accounts")
+def _budgets(s: Server) -> Iterator[Remark]:
+    """By the keys themselves: what is stored beside them may be out of date."""
+    if not s.is_migrated:
+        return
+    by_credential: defaultdict[str, list[Account]] = defaultdict(list)
+    for account in accounts.all_of(s.db):
+        if name := s.credential(account):
+            by_credential[name].append(account)
+    for together in by_credential.values():
+        named = ", ".join(account.id for account in together[:NAMED]) + (" and others" if together[NAMED:] else "")
+        limits = sorted({str(account.limits or s.settings.rate_limit) for account in together})
+        if len(limits) > 1:
+            yield warn(
+                f"{named} send with one key and have different limits ({'; '.join(limits)}): all of them hold; give "
+                "them the same limits, or keys of their own (PATCH /accounts/<id>)"
+            )
+        if len({account.budget for account in together}) > 1:
+            yield warn(
+                f"{named} send with one key and have a budget each, so they may send more than the upstream allows; "
+                "the next worker of this version that sends for one of them puts this right: start one, and stop those "
+                "of older versions"
+            )
 
 
 def _opens(vault: Vault, sealed: str) -> bool:

@@ -123,7 +123,7 @@ def make_traffic(api: Api, n: int) -> None:
 def test_prometheus_reaches_everybody_and_answers_every_panel(stack: Stack, prometheus: Prometheus) -> None:
     api = Api(stack)
     for account in ("second", "paused"):
-        assert api("PUT", f"/accounts/{account}", {"displayName": account})[0] == 200
+        assert api("PUT", f"/accounts/{account}", {"credentials": {"apiKey": account}})[0] == 200
     assert api("POST", "/accounts/paused/pause", {"reason": "for the panel that shows it"})[0] == 200
 
     wanted = {*PANELS, *RECORDED} - EMPTY_IF_ALL_IS_WELL

@@ -97,7 +97,7 @@ def test_a_calm_neighbour_is_served_while_many_are_busy(make_stack: MakeStack) -
     adapters = build(stack.settings)
     try:
         for n in range(40):
-            api("PUT", f"/accounts/busy-{n}", {"limits": "1000/s"})
+            api("PUT", f"/accounts/busy-{n}", {"limits": "1000/s", "credentials": {"apiKey": f"key-of-busy-{n}"}})
         adapters.db.all(
             "INSERT INTO messages (id, account_id, recipient_id, priority, state, content, due_at) "
             "SELECT 'msg_' || lpad(n::text, 26, '0'), 'busy-' || mod(n, 40), 'fan-' || n, 5, 'queued', 'x', now() "

@@ -47,6 +47,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "messaging.dismiss": {"reason": "because"},
     "messaging.resolve": {"as": "sent"},
     "messaging.put_account": {},
+    "messaging.patch_account": {},
     "messaging.pause": {"reason": "because"},
 }
 """The least that each route with a body takes."""
@@ -257,6 +258,29 @@ def test_an_id_that_cannot_be_one_is_404(
     path = APP.url_map.bind("localhost").build(route.name, {"channel": "onlyfans", "message_id": "ID"}, route.method)
     answer = client.open(path.replace("ID", odd), method=route.method, headers=bearer("admin"), **route.valid)
     assert without_request_id(answer)["code"] == "not_found"
+
+
+@pytest.mark.parametrize("odd", ["%00", "a%00b", "%F0%9F%99%82", "x" * 5000, "..%2f..", "' OR 1=1 --", "default%0A"])
+@pytest.mark.parametrize("route", [r for r in ROUTES if "account_id" in r.parameters and r.method != "PUT"], ids=str)
+def test_an_account_that_cannot_be_one_is_404(
+    route: Route, odd: str, client: FlaskClient, bearer: Callable[..., dict[str, str]]
+) -> None:
+    path = route.path(account_id="ID").replace("ID", odd)
+    answer = client.open(path, method=route.method, headers=bearer("admin"), **route.valid)
+    assert without_request_id(answer)["code"] == "not_found"
+
+
+@pytest.mark.parametrize("route", [route for route in ROUTES if "account_id" in route.parameters], ids=str)
+def test_another_account_is_as_good_as_none(
+    route: Route, client: FlaskClient, bearer: Callable[..., dict[str, str]]
+) -> None:
+    stranger = bearer((route.declared.roles or ())[-1], "another-account")
+    answers = [
+        without_request_id(route.call(client, account_id=id_, headers=stranger, **route.valid))
+        for id_ in ("default", "no-such")
+    ]
+    assert [answer["error"] for answer in answers] == ["No account default", "No account no-such"]
+    assert [answer["code"] for answer in answers] == ["not_found", "not_found"]
 
 
 @pytest.mark.parametrize(

@@ -60,12 +60,94 @@ def test_credentials_are_write_only_and_stay_unless_given(ask: Ask, adapters: Ad
         ({"credentials": {"apiKey": "line\nbreak"}}, "credentials"),
         ({"credentials": {"apiKey": "k", "more": 1}}, "credentials"),
         ({"colour": "red"}, "colour"),
+        ({"credentials": None}, "credentials"),
     ],
 )
 def test_an_account_that_makes_no_sense_is_400(ask: Ask, body: dict[str, Any], field: str) -> None:
     status, wrong = ask("PUT", "/accounts/shop-1", body)
     assert status == 400
     assert field in wrong["details"]
+
+
+SHOP = {"limits": "5/second", "displayName": "Shop", "credentials": {"apiKey": "old"}, "settings": {"trust5xx": True}}
+
+
+def test_patch_changes_what_it_names_and_nothing_else(ask: Ask, adapters: Adapters) -> None:
+    """At 3 a.m., with a new key in hand: limits and name survive."""
+    before = ask("PUT", "/accounts/shop-1", SHOP)[1]
+    assert ask("PATCH", "/accounts/shop-1", {"credentials": {"apiKey": "new"}}) == (200, before)
+    stored = adapters.db.one("SELECT api_key FROM accounts WHERE id = 'shop-1'")["api_key"]
+    assert adapters.vault.open(stored) == "new"
+    assert ask("PATCH", "/accounts/shop-1", {"displayName": "Boutique"}) == (200, before | {"displayName": "Boutique"})
+    assert ask("PATCH", "/accounts/shop-1", {}) == (200, before | {"displayName": "Boutique"})
+
+
+def test_null_clears(ask: Ask, adapters: Adapters, dispatcher: Dispatcher, upstream: Sandbox) -> None:
+    ask("PUT", "/accounts/shop-1", SHOP)
+    cleared = dict.fromkeys(["limits", "displayName", "credentials", "settings"])
+    status, found = ask("PATCH", "/accounts/shop-1", cleared)
+    assert (status, found["limits"], found["ownLimits"], found["displayName"]) == (200, "10/minute", False, None)
+    assert (found["hasCredentials"], found["settings"]) == (False, {})
+    ask("POST", "/send", {"recipientId": "fan", "content": "x", "accountId": "shop-1"})
+    dispatcher.drain("shop-1")
+    assert [entry.arrival.message.key for entry in upstream.ledger.entries] == ["key-of-the-house"]
+
+
+def test_settings_are_patched_by_name(ask: Ask) -> None:
+    ask("PUT", "/accounts/shop-1", SHOP)
+    assert ask("PATCH", "/accounts/shop-1", {"settings": {}})[1]["settings"] == {"trust5xx": True}
+    assert ask("PATCH", "/accounts/shop-1", {"settings": {"trust5xx": False}})[1]["settings"] == {"trust5xx": False}
+    assert ask("PATCH", "/accounts/shop-1", {"settings": {"trust5xx": None}})[1]["settings"] == {}
+
+
+def test_put_replaces_all_but_the_credentials(ask: Ask) -> None:
+    ask("PUT", "/accounts/shop-1", SHOP)
+    status, found = ask("PUT", "/accounts/shop-1", {"displayName": "Shop"})
+    assert (status, found["ownLimits"], found["settings"], found["hasCredentials"]) == (200, False, {}, True)
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/merge-patch+json"])
+def test_a_patch_may_be_declared_as_what_it_is(client: FlaskClient, bearer: Bearer, kind: str) -> None:
+    answer = client.patch(
+        f"{BASE}/accounts/default", data='{"displayName":"D"}', headers=bearer("admin"), content_type=kind
+    )
+    assert (answer.status_code, answer.json and answer.json["displayName"]) == (200, "D")
+    put = client.put(f"{BASE}/accounts/default", data="{}", headers=bearer("admin"), content_type=kind)
+    assert put.status_code == (200 if kind == "application/json" else 415)
+
+
+def test_a_patch_of_what_is_not_there_makes_nothing(ask: Ask) -> None:
+    assert ask("PATCH", "/accounts/shop-1", {"limits": "5/second"})[0] == 404
+    assert ask("GET", "/accounts/shop-1")[0] == 404
+
+
+@pytest.mark.parametrize("role", ["operator", "admin", "ops"])
+def test_everybody_may_read_an_account_of_theirs_without_its_credentials(
+    ask: Ask, client: FlaskClient, bearer: Bearer, role: str
+) -> None:
+    ask("PUT", "/accounts/shop-1", SHOP)
+    answer = client.get(f"{BASE}/accounts/shop-1", headers=bearer(role, "shop-1"))
+    assert answer.json == {
+        "accountId": "shop-1",
+        "channel": "onlyfans",
+        "displayName": "Shop",
+        "limits": "5/second",
+        "ownLimits": True,
+        "hasCredentials": True,
+        "settings": {"trust5xx": True},
+        "state": "active",
+        "reason": None,
+        "pausedUntil": None,
+    }
+    assert client.get(f"{BASE}/accounts", headers=bearer(role, "shop-1")).json == {"accounts": [answer.json]}
+    assert client.get(f"{BASE}/accounts/default", headers=bearer(role, "shop-1")).status_code == 404
+
+
+@pytest.mark.parametrize("wrong", [{"trust5xx": "yes"}, {"trust5xx": 1}, {"trust4xx": True}, [], "trust5xx"])
+def test_settings_that_make_no_sense_are_400(ask: Ask, wrong: Any) -> None:
+    for method in ("PUT", "PATCH"):
+        status, answer = ask(method, "/accounts/default", {"settings": wrong})
+        assert (status, list(answer["details"])) == (400, ["settings"])
 
 
 def test_an_account_id_is_plain(ask: Ask) -> None:
@@ -124,6 +206,7 @@ def test_running_it_twice_queues_nothing_twice(
     assert ask("POST", "/failed/retry", {"reason": "rejected"})[1] | {"estimatedCompletionTime": 0} == {
         "matched": 0,
         "queued": 0,
+        "expired": 0,
         "estimatedCompletionTime": 0,
     }
     dispatcher.drain("default")

@@ -60,6 +60,20 @@ def test_every_deed_is_noted_with_who_when_and_from_which_request(call: Call, ad
     assert "k-1" not in str(page)
 
 
+def test_of_a_change_it_is_noted_which_fields_changed_and_the_limits_before_and_after(call: Call) -> None:
+    call("PUT", "/accounts/a", json={"limits": "5/minute", "credentials": {"apiKey": "k-1"}})
+    call("PATCH", "/accounts/a", json={"limits": "6/minute", "displayName": "A"})
+    call("PATCH", "/accounts/a", json={"credentials": {"apiKey": "k-2"}, "settings": {"trust5xx": True}})
+    call("PATCH", "/accounts/a", json={"displayName": "A"})
+    last, keys, limits, _ = [entry["details"] for entry in call("GET", "/audit")["entries"]]
+    assert (limits["changed"], limits["limits_before"], limits["limits"]) == (
+        ["limits", "displayName"], "5/minute", "6/minute",
+    )  # fmt: skip
+    assert (keys["changed"], keys["credentials_changed"]) == (["settings", "credentials"], True)
+    assert (last["changed"], last["credentials_changed"]) == ([], False)
+    assert "k-" not in str(call("GET", "/audit"))
+
+
 def test_retried_and_resolved_are_noted_message_by_message(
     call: Call, adapters: Adapters, submit: Callable[..., Receipt], upstream: Sandbox, dispatcher: Dispatcher
 ) -> None:

@@ -189,6 +189,41 @@ def test_a_database_that_is_wrong(at_home: Settings, scratch: str, do: str, undo
     assert remedy in found[what].words
 
 
+def test_an_old_schema_is_told_so_and_nothing_else(at_home: Settings, scratch: str) -> None:
+    """As before an upgrade: columns that this version reads are not there yet."""
+    migrations.downgrade(scratch, "0001")
+    try:
+        found = wrong(postgres.findings(replace(at_home, database_url=scratch)))
+    finally:
+        migrations.upgrade(scratch)
+    assert list(found) == ["schema"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "level", "remedy"),
+    [
+        (
+            "'1/s', NULL, 'default'",
+            Level.WARN,
+            "a, default send with one key and have different limits (1/second; 10/minute)",
+        ),
+        ("NULL, NULL, NULL", Level.WARN, "a, default send with one key and have a budget each"),
+        ("NULL, 'key-of-the-house', NULL", Level.WARN, "a, default send with one key and have a budget each"),
+        ("'10/60s', NULL, 'default'", None, ""),
+        ("'1/s', 'own', NULL", None, ""),
+    ],
+)
+def test_accounts_that_share_a_key_and_not_a_budget(
+    at_home: Settings, scratch: str, columns: str, level: Level | None, remedy: str
+) -> None:
+    settings = replace(at_home, database_url=scratch, onlyfans_api_key="key-of-the-house")
+    insert = f"INSERT INTO accounts (id, limits, api_key, budget) VALUES ('a', {columns})"
+    with done(scratch, insert, "DELETE FROM accounts WHERE id = 'a'"):
+        found = wrong(finding for finding in postgres.findings(settings) if finding.what == "budgets of accounts")
+    assert [finding.level for finding in found.values()] == ([level] if level else [])
+    assert all(remedy in finding.words for finding in found.values())
+
+
 def test_a_schema_of_a_newer_version_is_right_for_a_rollback(at_home: Settings, scratch: str) -> None:
     head = migrations.head()
     with done(

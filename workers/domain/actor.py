@@ -32,5 +32,6 @@ class Action(StrEnum):
     RESOLVE = "resolve"
     DISMISS = "dismiss"
     PUT_ACCOUNT = "put_account"
+    PATCH_ACCOUNT = "patch_account"
     PAUSE = "pause"
     RESUME = "resume"

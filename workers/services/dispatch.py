@@ -36,6 +36,7 @@ from workers.domain.errors import StoreUnavailable
 from workers.domain.message import Claim
 from workers.domain.outcome import Outcome, OutcomeKind
 from workers.domain.retry import Defer, DeferralReason, RetryPolicy, decide
+from workers.services.budgets import Budgets
 from workers.services.senders import Senders
 from workers.services.settle import Settled, Settlement, announce, settle
 from workers.store import accounts, messages
@@ -100,6 +101,7 @@ class Dispatcher:
     lease_s: float
     worker: int
     vault: Vault
+    budgets: Budgets
     stopping: threading.Event = field(default_factory=threading.Event)
     latency_s: dict[str, float] = field(default_factory=dict)
     unconfirmed: deque[str] = field(default_factory=deque)
@@ -155,9 +157,12 @@ class _Drain:
         self._placed = True
 
     def unlock(self) -> None:
-        """Have the account's key at hand. Raises Unreadable: another process may have the key that opens it."""
+        """Have the account's key at hand, and draw on the budget of that key. Raises Unreadable: another process may
+        have the key that opens it."""
         if self._account.sealed_key is not None:
             self._api_key = self._.vault.open(self._account.sealed_key)
+        self._account = self._.budgets.settled(self._account, self._api_key)
+        self._limits = self._account.limits_in_force(self._.default_limits)
 
     def run(self, queued: int) -> DrainReport:
         """Send, until there is nothing left to send or no token to send it with. queued: how much there is, about."""

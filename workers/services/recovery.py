@@ -12,7 +12,7 @@ may run at once.
 import math
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from ratelimit import Limits, Tokens, Use
@@ -26,7 +26,7 @@ from workers.domain.outcome import Evidence, Finding, Outcome, OutcomeKind
 from workers.domain.retry import DeadLetterReason, RetryPolicy, ScheduleRetry, backoff_s, decide
 from workers.presence import LOCK_CLASS, living
 from workers.services.settle import Settlement, announce, settle
-from workers.store import accounts, messages, queries
+from workers.store import accounts, budgets, messages, queries
 from workers.store.glance import Glance, glance
 from workers.store.session import Connection, Database
 from workers.telemetry import logger
@@ -153,10 +153,8 @@ def rebuild_tokens(db: Database, tokens: Tokens, default_limits: Limits, pause: 
     if nonces:
         if pause(START_WITHIN_S):
             return 0  # stopped before the wait was over: the gates stay closed for whoever comes next
-        uses: defaultdict[str, list[Use]] = defaultdict(list)
         longest_s = max(limits[budget].longest_period_s for budget in nonces)
-        for row in messages.token_uses(db, longest_s):
-            uses[row["budget"]].append(Use(row["token"], row["ended_s"]))
+        uses = _uses(db, nonces, longest_s)
         cooldowns: defaultdict[str, float] = defaultdict(float)
         for account in accounts.all_of(db):
             cooldowns[account.budget] = max(cooldowns[account.budget], account.cooldown_s)
@@ -166,6 +164,22 @@ def rebuild_tokens(db: Database, tokens: Tokens, default_limits: Limits, pause: 
         log.warning("tokens_rebuilt", budgets=opened, uses=sum(map(len, uses.values())))
     tokens.declare_known()
     return opened
+
+
+def _uses(db: Database, lost: Collection[str], longest_s: float) -> Mapping[str, list[Use]]:
+    """The uses of these budgets in the last `longest_s` seconds, by the books. A budget takes over the uses of another
+    that was drawn on under its credential until then."""
+    counts_in: defaultdict[str, list[budgets.Source]] = defaultdict(list)
+    for source in budgets.sources(db, lost):
+        counts_in[source.budget].append(source)
+    found: defaultdict[str, list[Use]] = defaultdict(list)
+    for row in messages.token_uses(db, longest_s):
+        use = Use(row["token"], row["ended_s"])
+        found[row["budget"]].append(use)
+        for source in counts_in[row["budget"]]:
+            if row["started_ago_s"] > source.left_ago_s - START_WITHIN_S:  # it may have been borrowed just before
+                found[source.counts_in].append(use)
+    return found
 
 
 def expire(db: Database, wakeups: Wakeups) -> int:

@@ -72,6 +72,17 @@ def get(db: Connection | Database, account_id: str) -> Account | None:
     return _account(row) if row else None
 
 
+_BESIDE = f"""
+SELECT {_COLUMNS} FROM accounts of_it JOIN accounts a ON a.budget = of_it.budget AND a.id <> of_it.id
+WHERE of_it.id = %(account_id)s ORDER BY a.id
+"""
+
+
+def beside(c: Connection | Database, account_id: str) -> list[Account]:
+    """The other accounts that draw on the account's budget."""
+    return [_account(row) for row in c.all(_BESIDE, {"account_id": account_id})]
+
+
 def all_of(db: Database, ids: list[str] | None = None) -> list[Account]:
     """The accounts of these ids, or all there are."""
     return [_account(row) for row in db.all(_LIST, {"ids": ids})]
@@ -153,7 +164,7 @@ INSERT INTO accounts AS a (id, channel, limits, display_name, api_key, settings)
 VALUES (%(id)s, %(channel)s, %(limits)s, %(display_name)s, %(sealed_key)s, %(settings)s)
 ON CONFLICT (id) DO UPDATE SET channel = EXCLUDED.channel, limits = EXCLUDED.limits,
     display_name = EXCLUDED.display_name, settings = EXCLUDED.settings,
-    api_key = coalesce(EXCLUDED.api_key, a.api_key)
+    api_key = CASE WHEN %(clear_key)s THEN NULL ELSE coalesce(EXCLUDED.api_key, a.api_key) END
 RETURNING (xmax = 0) AS created
 """
 
@@ -166,9 +177,11 @@ def put(
     limits: Limits | None = None,
     display_name: str | None = None,
     sealed_key: str | None = None,
+    clear_key: bool = False,
     settings: Mapping[str, Any] | None = None,
 ) -> bool:
-    """Create an account, or give it these properties; a key of None leaves the one it has. True if it was created."""
+    """Create an account, or give it these properties; a key of None leaves the one it has, unless it is to be cleared.
+    True if it was created."""
     row = c.one(
         _PUT,
         {
@@ -177,6 +190,7 @@ def put(
             "limits": None if limits is None else str(limits),
             "display_name": display_name,
             "sealed_key": sealed_key,
+            "clear_key": clear_key,
             "settings": Jsonb(dict(settings or {})),
         },
     )
@@ -192,7 +206,7 @@ def sealed_keys(db: Database) -> list[tuple[str, str]]:
 _RESEAL = "UPDATE accounts SET api_key = %(new)s WHERE id = %(account_id)s AND api_key = %(old)s RETURNING id"
 
 
-def reseal(db: Database, account_id: str, old: str, new: str) -> bool:
+def reseal(db: Connection | Database, account_id: str, old: str, new: str) -> bool:
     """Store the same key under another encryption. False if somebody gave the account another key meanwhile."""
     return bool(db.all(_RESEAL, {"account_id": account_id, "old": old, "new": new}))
 
@@ -230,14 +244,19 @@ def resume(c: Connection | Database, account_id: str) -> bool:
     return bool(c.all(_RESUME, {"account_id": account_id}))
 
 
-_COOL_DOWN = """
-WITH cooled AS (
-    SELECT b.id FROM accounts a JOIN accounts b ON b.id = a.id OR b.budget = a.budget
-    WHERE a.id = %(account_id)s
-    ORDER BY b.id FOR UPDATE OF b  -- in one order by everyone
-)
+# The account and those that draw on the same budget, which is to say: those under its credential. Locked in one order
+# by every statement, so that two of them never wait for each other.
+_TOGETHER = """
+together AS (
+    SELECT b.id FROM accounts of_it JOIN accounts b ON b.id = of_it.id OR b.budget = of_it.budget
+    WHERE of_it.id = %(account_id)s
+    ORDER BY b.id FOR UPDATE OF b
+)"""
+
+_COOL_DOWN = f"""
+WITH {_TOGETHER}
 UPDATE accounts a SET cooldown_until = greatest(cooldown_until, clock_timestamp() + %(for_s)s * interval '1 second')
-FROM cooled WHERE a.id = cooled.id RETURNING a.id
+FROM together WHERE a.id = together.id RETURNING a.id
 """
 
 
@@ -245,6 +264,18 @@ def cool_down(c: Connection | Database, account_id: str, for_s: float) -> None:
     """Note that the upstream closed the budget that the account draws on: for every account that draws on it. A
     cooldown is only ever extended."""
     c.all(_COOL_DOWN, {"account_id": account_id, "for_s": for_s})
+
+
+_LIFT_COOLDOWN = f"""
+WITH {_TOGETHER}
+UPDATE accounts a SET cooldown_until = NULL FROM together WHERE a.id = together.id RETURNING a.id
+"""
+
+
+def lift_cooldown(c: Connection | Database, account_id: str) -> list[str]:
+    """Let the budget that the account draws on be used again before its cooldown is over. Returns the accounts that
+    draw on it."""
+    return [row["id"] for row in c.all(_LIFT_COOLDOWN, {"account_id": account_id})]
 
 
 def _standing(row: Row) -> Standing:

@@ -952,7 +952,8 @@ def accounts_waiting(db: Database) -> list[str]:
 _USES = """
 SELECT coalesce(budget, account_id) AS budget, token,
        extract(epoch FROM CASE WHEN outcome IS NULL OR outcome = 'unknown' THEN greatest(deadline_at, ended_at)
-                               ELSE ended_at END - clock_timestamp())::float8 AS ended_s
+                               ELSE ended_at END - clock_timestamp())::float8 AS ended_s,
+       extract(epoch FROM clock_timestamp() - started_at)::float8 AS started_ago_s
 FROM attempts
 WHERE spent AND started_at > now() - (%(longest_s)s + 3600) * interval '1 second'
 """
