@@ -15,8 +15,8 @@ from workers.bootstrap import Adapters
 from workers.domain.errors import NotFound
 from workers.domain.state import State, Status
 from workers.services.bulk import no_accounts
-from workers.services.cancel import cancel
-from workers.services.queries import AccountStatus, Dossier
+from workers.services.cancel import cancel, cancel_batch
+from workers.services.queries import AccountStatus, Dossier, Waiting
 from workers.store.audit import AuditFilter
 from workers.store.queries import FailureFilter, MessageFilter
 from workers.store.session import Row
@@ -27,6 +27,7 @@ KEY_LENGTH = 255
 def blueprint(adapters: Adapters) -> Blueprint:
     routes = Blueprint("messaging", __name__, url_prefix="/api/<channel>/messaging")
     submitter, reader, failures = adapters.submitter(), adapters.reader(), adapters.failures()
+    amender = adapters.amender()
 
     @routes.url_value_preprocessor
     def _take_channel(_endpoint: str | None, values: dict[str, Any] | None) -> None:
@@ -102,7 +103,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
         headers = {"Location": url_for(".message", channel=g.channel, message_id=receipt.message_id)}
         if receipt.replayed:
             headers["Idempotent-Replayed"] = "true"
-            receipt = receipt._replace(**_prospects(reader.message(receipt.message_id, None)))
+            receipt = receipt._replace(**_prospects(reader.message(receipt.message_id, None).waiting))
         return receipt, 202, headers
 
     @routes.post("/send/bulk")
@@ -140,18 +141,42 @@ def blueprint(adapters: Adapters) -> Blueprint:
             before_id=query.get("cursor"),
         )
         page, next_cursor = reader.messages(wanted, scope, query["limit"])
-        return {"messages": [_message(row) for row in page], "next_cursor": next_cursor}, 200
+        return {"messages": [_listed(row, waiting) for row, waiting in page], "next_cursor": next_cursor}, 200
 
     @routes.get("/messages/<message_id>")
     @endpoint("A message whole", roles=SENDERS, answers={200: schemas.MessageWhole})
     def message(message_id: str) -> Any:
         return _whole(reader.message(message_id, g.caller.scope())), 200
 
+    @routes.patch("/messages/<message_id>")
+    @endpoint(
+        "Change a waiting message",
+        roles=SENDERS,
+        body=schemas.Amend,
+        answers={200: schemas.MessageWhole},
+        errors=(409,),
+    )
+    def amend(message_id: str, body: dict[str, Any]) -> Any:
+        scope = g.caller.scope()
+        amender.amend(message_id, body, scope=scope, by=actor())
+        return _whole(reader.message(message_id, scope)), 200
+
     @routes.delete("/messages/<message_id>")
     @endpoint("Cancel a waiting message", roles=SENDERS, answers={200: schemas.Cancelled}, errors=(409,))
     def delete(message_id: str) -> Any:
         cancel(adapters.db, adapters.wakeups, message_id, scope=g.caller.scope(), by=actor())
         return {"message_id": message_id}, 200
+
+    @routes.get("/batches/<path:batch_id>")
+    @endpoint("How a batch stands", roles=SENDERS, answers={200: schemas.BatchOut})
+    def batch(batch_id: str) -> Any:
+        return reader.batch(batch_id, g.caller.scope()), 200
+
+    @routes.delete("/batches/<path:batch_id>")
+    @endpoint("Cancel what still waits of a batch", roles=SENDERS, answers={200: schemas.BatchCancelled})
+    def delete_batch(batch_id: str) -> Any:
+        cancelled = cancel_batch(adapters.db, adapters.wakeups, batch_id, scope=g.caller.scope(), by=actor())
+        return {"cancelled": cancelled}, 200
 
     @routes.get("/failed")
     @endpoint(
@@ -274,12 +299,15 @@ def _whole(dossier: Dossier) -> Row:
         "deferrals": dossier.deferrals,
         "failures": dossier.dead_letters,
     }
-    return shown | _prospects(dossier)
+    return shown | _prospects(dossier.waiting)
 
 
-def _prospects(dossier: Dossier) -> Row:
+def _listed(row: Row, waiting: Waiting | None) -> Row:
+    return _message(row) | _prospects(waiting)
+
+
+def _prospects(waiting: Waiting | None) -> Row:
     """What can be said of a message while it waits, and not after."""
-    waiting = dossier.waiting
     return {
         "position": waiting and waiting.position,
         "estimated_at": waiting and waiting.estimate.at,

@@ -17,6 +17,7 @@ _PARAMETER = re.compile(r"<(?:\w+:)?(\w+)>")
 _PATH = {
     "channel": {"type": "string", "enum": ["onlyfans"]},
     **{name: {"type": "string", "pattern": pattern} for name, pattern in schemas.IDS.items()},
+    "batch_id": {"type": "string", "minLength": 1, "maxLength": 255},
 }
 _ERRORS = {
     400: "The request is not valid; `details` says so field by field",

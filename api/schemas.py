@@ -258,6 +258,15 @@ class Send(Strict):
             raise ValidationError("Must not be empty without mediaIds.", "content")
 
 
+class Amend(Strict):
+    """A JSON merge patch (RFC 7396)."""
+
+    content = Text(validate=validate.Length(max=10_000), metadata={"description": "May be empty only with mediaIds"})
+    priority = Whole(validate=validate.Range(1, 10), metadata={"description": "1 (lowest) to 10 (most urgent)"})
+    send_at = Time(data_key="sendAt", allow_none=True, metadata={"description": "Not before this; null for at once"})
+    expires_at = Time(data_key="expiresAt", allow_none=True, metadata={"description": "Not after this; null for never"})
+
+
 class SendBulk(Strict):
     messages = Some(
         fields.Nested(Send),
@@ -532,17 +541,24 @@ class MessageOut(Schema):
     upstream_id = fields.String(data_key="upstreamId", required=True, allow_none=True)
 
 
-class MessageWhole(MessageOut):
-    attempts = fields.List(fields.Nested(AttemptOut), required=True)
-    deferrals = fields.List(fields.Nested(DeferralOut), required=True)
-    failures = fields.List(fields.Nested(DeadLetterOut), required=True)
-    position = fields.Integer(required=True, allow_none=True)
+class MessageListed(MessageOut):
+    position = fields.Integer(
+        required=True,
+        allow_none=True,
+        metadata={"description": "Place in line, 1 for next to go; null once it has gone"},
+    )
     estimated_at = Time(data_key="estimatedSendTime", required=True, allow_none=True)
     blocked_by = fields.Enum(BlockedBy, by_value=True, data_key="blockedBy", required=True, allow_none=True)
 
 
+class MessageWhole(MessageListed):
+    attempts = fields.List(fields.Nested(AttemptOut), required=True)
+    deferrals = fields.List(fields.Nested(DeferralOut), required=True)
+    failures = fields.List(fields.Nested(DeadLetterOut), required=True)
+
+
 class MessagePage(Schema):
-    messages = fields.List(fields.Nested(MessageOut), required=True)
+    messages = fields.List(fields.Nested(MessageListed), required=True)
     next_cursor = fields.String(data_key="nextCursor", required=True, allow_none=True)
 
 
@@ -559,6 +575,31 @@ class FailedPage(Schema):
     total = fields.Integer(required=True)
     limit = fields.Integer(required=True)
     offset = fields.Integer(required=True)
+
+
+class BatchCounts(Schema):
+    queued = fields.Integer(required=True)
+    sending = fields.Integer(required=True)
+    sent = fields.Integer(required=True)
+    failed = fields.Integer(required=True)
+    cancelled = fields.Integer(required=True)
+    expired = fields.Integer(required=True)
+
+
+class BatchOut(Schema):
+    id = fields.String(data_key="batchId", required=True)
+    total = fields.Function(lambda batch: sum(batch.counts.values()), required=True, metadata={"type": "integer"})
+    counts = fields.Nested(BatchCounts, required=True)
+    done_at = Time(
+        data_key="estimatedCompletionTime",
+        required=True,
+        allow_none=True,
+        metadata={"description": "When the last of those that wait goes; null if none waits, or if nobody can say"},
+    )
+
+
+class BatchCancelled(Schema):
+    cancelled = fields.Integer(required=True, metadata={"description": "How many still waited"})
 
 
 class Cancelled(Schema):

@@ -12,6 +12,7 @@ from workers.channels.http.upstream import Network
 from workers.channels.onlyfans import OnlyFans
 from workers.credentials import Vault
 from workers.services.accounts import Accounts
+from workers.services.amend import Amender
 from workers.services.budgets import Budgets
 from workers.services.dispatch import Dispatcher
 from workers.services.failures import Failures
@@ -50,6 +51,9 @@ class Adapters:
 
     def failures(self) -> Failures:
         return Failures(self.db, self.tokens, self.wakeups, self.settings.rate_limit, self.settings.lease_s)
+
+    def amender(self) -> Amender:
+        return Amender(self.db, self.wakeups)
 
     def accounts(self) -> Accounts:
         return Accounts(self.db, self.tokens, self.wakeups, self.vault, self.budgets(), self.settings.rate_limit)

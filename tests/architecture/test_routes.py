@@ -42,6 +42,7 @@ UNKNOWN_ID = "msg_01ARZ3NDEKTSV4RRFFQ69G5FAV"
 BODIES: dict[str, dict[str, Any]] = {
     "messaging.send": {"recipientId": "fan-1", "content": "Hello"},
     "messaging.send_bulk": {"messages": [{"recipientId": "fan-1", "content": "Hello"}]},
+    "messaging.amend": {},
     "messaging.retry": {},
     "messaging.redrive": {},
     "messaging.dismiss": {"reason": "because"},
@@ -70,6 +71,7 @@ class Route:
 
     def path(self, message_id: str = UNKNOWN_ID, account_id: str = "default") -> str:
         values = {"channel": "onlyfans", "message_id": message_id, "account_id": account_id}
+        values["batch_id"] = f"batch-of-{account_id}"
         wanted = {name: values[name] for name in self.parameters}
         return APP.url_map.bind("localhost").build(self.name, wanted, self.method)
 

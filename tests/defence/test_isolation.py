@@ -55,6 +55,7 @@ POINTS_AT_THEIRS: dict[str, Any] = {
 SAYS_ONLY_WHAT_IS_NEW = {
     "send.recipientId", "send.content", "send.priority", "send.mediaIds", "send.sendAt", "send.expiresAt",
     "send.batchId", "send.metadata", "resolve.as", "retry.expiresAt", "dismiss.reason",
+    "amend.content", "amend.priority", "amend.sendAt", "amend.expiresAt",
     "put_account.channel", "put_account.displayName", "put_account.limits", "put_account.credentials",
     "put_account.settings", "patch_account.channel", "patch_account.displayName", "patch_account.limits",
     "patch_account.credentials", "patch_account.settings", "pause.reason", "pause.until",

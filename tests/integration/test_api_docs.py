@@ -36,7 +36,7 @@ def test_it_is_openapi_3_1(document: dict[str, Any]) -> None:
 def test_every_declared_route_is_in_it(adapters: Adapters, document: dict[str, Any]) -> None:
     app = create_app(adapters)
     declared = {
-        (re.sub(r"<(\w+)>", r"{\1}", rule.rule), method.lower())
+        (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method.lower())
         for rule in app.url_map.iter_rules()
         if declaration_of(app.view_functions[rule.endpoint])
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
@@ -92,7 +92,7 @@ def ask(adapters: Adapters, document: dict[str, Any], bearer: Callable[..., dict
         with app.test_request_context(f"{ROOT}/{path}", method=method, **request) as context:
             rule = context.request.url_rule
         assert rule is not None
-        operation = document["paths"][re.sub(r"<(\w+)>", r"{\1}", rule.rule)][method.lower()]
+        operation = document["paths"][re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)][method.lower()]
         _conforms(document, operation["responses"][str(answer.status_code)], answer)
         return answer.json
 

@@ -1,6 +1,7 @@
 """What became of messages: the list, one message whole, and cancelling one that still waits."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,11 +9,13 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from api.app import create_app
 from deploy.sandbox import Fault, Sandbox
 from workers.bootstrap import Adapters
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
 from workers.store import accounts
+from workers.store.session import Database
 
 LIST = "/api/onlyfans/messaging/messages"
 WHOLE = {
@@ -20,7 +23,7 @@ WHOLE = {
     "queuedAt", "sendAt", "expiresAt", "sentAt", "endedAt", "attemptCount", "upstreamId",
     "attempts", "deferrals", "failures", "position", "estimatedSendTime", "blockedBy",
 }  # fmt: skip
-LISTED = {"attempts", "deferrals", "failures", "position", "estimatedSendTime", "blockedBy"} ^ WHOLE
+LISTED = WHOLE - {"attempts", "deferrals", "failures"}
 Submit = Callable[..., Receipt]
 
 
@@ -64,6 +67,69 @@ def test_newest_first(get: Callable[..., TestResponse], submit: Submit) -> None:
     assert ids(get()) == sent[::-1]
     assert get().json["nextCursor"] is None
     assert set(get().json["messages"][0]) == LISTED
+
+
+def test_the_list_says_of_each_that_waits_what_the_message_itself_says(
+    get: Callable[..., TestResponse], submit: Submit, make_account: Callable[..., str], dispatcher: Dispatcher,
+    adapters: Adapters,
+) -> None:  # fmt: skip
+    submit("fan-0")
+    dispatcher.drain("default")
+    for account_id, limits in (("a", "1/hour"), ("b", "10/minute"), ("paused", "10/minute")):
+        make_account(account_id, limits=limits)
+        for n in range(4):
+            submit(f"fan-{n % 2}", account_id=account_id, priority=5 + n // 3)
+        submit("fan-9", account_id=account_id, send_at=datetime.now(UTC) + timedelta(hours=1))
+    accounts.pause(adapters.db, "paused", "for tests")
+    listed = get().json["messages"]
+    assert len(listed) == 16
+    for message in listed:
+        alone = get(message["messageId"]).json
+        assert (message["position"], message["blockedBy"]) == (alone["position"], alone["blockedBy"])
+        ends = [answer["estimatedSendTime"] for answer in (message, alone)]
+        moments = [end and datetime.fromisoformat(end).timestamp() for end in ends]
+        assert moments[0] == pytest.approx(moments[1], abs=3)
+    assert {message["blockedBy"] for message in listed} == {None, "rate", "ordering", "schedule", "paused"}
+    assert [message["position"] for message in listed if message["status"] == "sent"] == [None]
+
+
+def test_a_page_of_200_takes_as_many_questions_as_one_of_4(
+    adapters: Adapters, bearer: Callable[..., dict[str, str]], make_account: Callable[..., str]
+) -> None:
+    for n in range(4):
+        make_account(f"a{n}")
+    counting = Counting(adapters.db.url)
+    client = create_app(replace(adapters, db=counting)).test_client()
+    wanted = [{"recipientId": f"fan-{n}", "content": "x", "accountId": f"a{n % 4}"} for n in range(200)]
+    path = "/api/onlyfans/messaging/send/bulk"
+    assert client.post(path, json={"messages": wanted}, headers=bearer()).status_code == 202
+
+    def questions(limit: int) -> tuple[int, int]:
+        """Put to PostgreSQL and to Redis, whose own count includes the one that reads it."""
+        statements, commands = counting.statements, adapters.redis.info("stats")["total_commands_processed"]
+        page = client.get(LIST, query_string={"limit": limit}, headers=bearer()).json["messages"]
+        assert len([message for message in page if message["position"]]) == limit
+        return (
+            counting.statements - statements,
+            adapters.redis.info("stats")["total_commands_processed"] - commands,
+        )
+
+    few, many = questions(4), questions(200)
+    counting.close()
+    assert many == few
+    assert few[0] <= 3
+
+
+class Counting(Database):
+    statements = 0
+
+    def all(self, *args: Any, **more: Any) -> Any:
+        self.statements += 1
+        return super().all(*args, **more)
+
+    def select(self, *args: Any, **more: Any) -> Any:
+        self.statements += 1
+        return super().select(*args, **more)
 
 
 def test_every_filter_narrows(

@@ -277,8 +277,8 @@ def test_a_place_in_the_queue_does_not_cost_all_history(adapters: Adapters, subm
         submit(f"fan-{n}", priority=5)
         submit(f"fan-{n}", priority=5)
     last = submit("fan-last", priority=5)
-    assert queries.ahead_of(adapters.db, last.message_id) == 20
-    plan = plan_of(adapters, queries._AHEAD, message_id=last.message_id)
+    assert queries.ahead_of(adapters.db, [last.message_id]) == {last.message_id: 20}
+    plan = plan_of(adapters, queries._AHEAD, message_ids=[last.message_id])
     assert "ix_messages_claim" in plan
     assert "ix_messages_held" in plan
     assert buffers(plan) < 200, plan

@@ -107,7 +107,10 @@ def test_every_position_is_the_place_in_the_order_of_claims(
             receipt = submit(f"fan-{n}", account_id=account, priority=priority)
             assert claimed_in_order(adapters, account)[receipt.position - 1] == receipt.message_id
     order = claimed_in_order(adapters, account)
-    assert [queries.ahead_of(adapters.db, message_id) for message_id in order] == list(range(len(order)))
+    places = {message_id: n for n, message_id in enumerate(order)}
+    assert queries.ahead_of(adapters.db, order) == places
+    for message_id, place in places.items():
+        assert queries.ahead_of(adapters.db, [message_id]) == {message_id: place}
 
 
 def test_a_bulk_goes_before_what_was_redriven(adapters: Adapters, submit: Submit) -> None:

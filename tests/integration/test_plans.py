@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import make_url
 
 from deploy.servers import Servers
-from workers.store import accounts, failures, glance, messages, migrations, queries, session
+from workers.store import accounts, amend, batches, failures, glance, messages, migrations, queries, session
 from workers.store.session import Database
 
 ROWS = 50_000
@@ -32,10 +32,8 @@ READ_WHOLE = {
     ("_ORPHANS", "uq_attempts_open"),
     ("_TAKE_BACK", "uq_attempts_open"),
     ("_STANDINGS", "uq_attempts_open"),
-    ("_CLAIMED", "uq_attempts_open"),
     ("_GLANCE", "uq_attempts_open"),  # whether there is any
     ("_STANDINGS", "pk_attempts"),  # its end
-    ("_CLAIMED", "pk_attempts"),
     ("_HEADLESS", "ix_messages_held"),  # every half a minute
     ("_ANOTHERS", "ix_messages_recipient"),  # if hardly anybody else has messages
 }
@@ -61,7 +59,7 @@ def db(servers: Servers) -> Iterator[Database]:
 
 
 def statements() -> Iterator[tuple[str, str]]:
-    modules: list[ModuleType] = [messages, failures, accounts, glance, queries]
+    modules: list[ModuleType] = [messages, failures, accounts, glance, queries, amend, batches]
     for module in modules:
         for name, sql in vars(module).items():
             whole = isinstance(sql, str) and re.match(r"\s*(WITH|SELECT|UPDATE|INSERT|DELETE)\b", sql)

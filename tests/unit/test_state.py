@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from workers.domain.state import HEADS, IN_FLIGHT, OVER, TRANSITIONS, WAITING, State, Status, moves_from
-from workers.store import failures, messages
+from workers.store import amend, failures, messages
 
 FAILED_MAY_LEAVE = {"retry", "resolve_as_sent", "dismiss", "accept_late_answer"}
 
@@ -45,7 +45,7 @@ def test_every_status_stands_for_some_state() -> None:
 
 @pytest.mark.parametrize("transition", TRANSITIONS, ids=lambda transition: transition.name)
 def test_every_transition_is_a_statement_of_the_store(transition) -> None:  # type: ignore[no-untyped-def]
-    assert any(callable(getattr(room, transition.name, None)) for room in (messages, failures)), transition.name
+    assert any(callable(getattr(room, transition.name, None)) for room in (messages, failures, amend)), transition.name
 
 
 def test_the_readme_draws_this_life_cycle(repository: Path) -> None:

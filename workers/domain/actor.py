@@ -28,6 +28,8 @@ class Action(StrEnum):
     SEND = "send"
     SEND_BULK = "send_bulk"
     CANCEL = "cancel"
+    CANCEL_BATCH = "cancel_batch"
+    AMEND = "amend"
     RETRY = "retry"
     RESOLVE = "resolve"
     DISMISS = "dismiss"

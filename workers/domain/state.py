@@ -111,6 +111,8 @@ TRANSITIONS = (
     Transition("confirm_absent", (State.VERIFYING,), State.QUEUED),
     Transition("accept_late_answer", (State.QUEUED, State.VERIFYING, State.FAILED), State.SENT),
     Transition("cancel", WAITING, State.CANCELLED),
+    Transition("amend", (State.SCHEDULED, State.QUEUED), State.HELD),
+    Transition("amend", (State.HELD, State.QUEUED), State.SCHEDULED),
     Transition("expire", WAITING, State.EXPIRED),
     Transition("retry", (State.FAILED,), State.HELD),
     Transition("resolve_as_sent", (State.FAILED,), State.SENT),

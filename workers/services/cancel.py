@@ -1,13 +1,18 @@
-"""Cancel a message that still waits."""
+"""Cancel what still waits: one message, or a whole batch."""
+
+from collections import Counter
 
 from workers.domain.actor import Actor
 from workers.domain.errors import Conflict, NotFound
 from workers.domain.state import State, Status
-from workers.store import messages, queries
+from workers.store import batches, messages, queries
 from workers.store.queries import Scope
-from workers.store.session import Database
+from workers.store.session import Database, Row
 from workers.telemetry import logger, messages_processed
 from workers.wakeups import Wakeups
+
+AT_ONCE = 500
+"""Messages of a batch cancelled in one transaction."""
 
 log = logger(__name__)
 
@@ -18,10 +23,31 @@ def cancel(db: Database, wakeups: Wakeups, message_id: str, *, scope: Scope, by:
     if row is None:
         raise NotFound(f"No message {message_id}")
     if not messages.cancel(db, message_id, by):
-        status = State((queries.message(db, message_id, scope) or row)["state"]).status
-        if status is Status.QUEUED:
-            raise Conflict("It may have been sent already: its last attempt got no answer, and is being cleared up")
-        raise Conflict(f"Only waiting messages can be cancelled; this one is {status}")
+        raise Conflict(refusal("cancelled", queries.message(db, message_id, scope) or row))
     messages_processed.labels("cancelled").inc()
     log.info("message_cancelled", message_id=message_id, account_id=row["account_id"], by=by.subject)
     wakeups.try_wake(row["account_id"])  # whoever stood behind it in line may go now
+
+
+def cancel_batch(db: Database, wakeups: Wakeups, batch_id: str, *, scope: Scope, by: Actor) -> int:
+    """Cancel every message of the batch that still waits. Returns how many did; those that are being sent, are over, or
+    may have arrived are left alone. Raises NotFound (also outside the scope)."""
+    ids = batches.waiting(db, batch_id, scope)
+    if not ids and not batches.counts(db, batch_id, scope):
+        raise NotFound(f"No batch {batch_id}")
+    cancelled: Counter[str] = Counter()
+    for start in range(0, len(ids), AT_ONCE):
+        cancelled.update(batches.cancel_many(db, ids[start : start + AT_ONCE], batch_id, by))
+    messages_processed.labels("cancelled").inc(cancelled.total())
+    log.info("batch_cancelled", batch_id=batch_id, cancelled=cancelled.total(), by=by.subject)
+    for account_id in cancelled:
+        wakeups.try_wake(account_id)
+    return cancelled.total()
+
+
+def refusal(done: str, row: Row) -> str:
+    """Why a message cannot be cancelled or changed."""
+    status = State(row["state"]).status
+    if status is Status.QUEUED:
+        return "It may have been sent already: its last attempt got no answer, and is being cleared up"
+    return f"Only waiting messages can be {done}; this one is {status}"

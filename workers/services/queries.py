@@ -1,5 +1,6 @@
 """What people ask: how things stand, and what became of a message."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -7,9 +8,10 @@ from ratelimit import Limits, Tokens, TokensUnavailable, View, forecast
 from workers.clock import moment_in
 from workers.domain.errors import NotFound, StoreUnavailable
 from workers.domain.state import IN_FLIGHT, WAITING, State
+from workers.domain.state import Status as MessageStatus
 from workers.services.estimate import BlockedBy, Estimate, Place, estimate
-from workers.services.submit import look
-from workers.store import accounts, audit, queries
+from workers.services.submit import look_at_all
+from workers.store import accounts, audit, batches, queries
 from workers.store.accounts import Account
 from workers.store.audit import AuditFilter
 from workers.store.queries import FailureFilter, MessageFilter, Scope
@@ -37,6 +39,16 @@ class Dossier:
     deferrals: list[Row]
     dead_letters: list[Row]
     waiting: Waiting | None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Messages of one name. done_at: when the last of those that wait goes; None if none waits, or if nobody can
+    say."""
+
+    id: str
+    counts: dict[MessageStatus, int]
+    done_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,14 +163,31 @@ class Reader:
             attempts=[attempt for attempt in tried if attempt["counted"]],
             deferrals=[attempt for attempt in tried if not attempt["counted"]],
             dead_letters=queries.dead_letters(self.db, message_id),
-            waiting=self._waiting(row) if State(row["state"]) in WAITING else None,
+            waiting=self._prospects([row]).get(message_id),
         )
 
-    def messages(self, wanted: MessageFilter, scope: Scope, limit: int) -> tuple[list[Row], str | None]:
-        """A page of messages, newest first, and the cursor of the next one (None: there is none)."""
+    def messages(
+        self, wanted: MessageFilter, scope: Scope, limit: int
+    ) -> tuple[list[tuple[Row, Waiting | None]], str | None]:
+        """A page of messages, newest first, each with its prospects while it waits, and the cursor of the next page
+        (None: there is none)."""
         rows = queries.messages(self.db, wanted, scope, limit + 1)
         page = rows[:limit]
-        return page, page[-1]["id"] if len(rows) > limit else None
+        prospects = self._prospects(page)
+        found = [(row, prospects.get(row["id"])) for row in page]
+        return found, page[-1]["id"] if len(rows) > limit else None
+
+    def batch(self, batch_id: str, scope: Scope) -> Batch:
+        """Raises NotFound, also if nothing of it is within the scope."""
+        counts = batches.counts(self.db, batch_id, scope)
+        if not counts:
+            raise NotFound(f"No batch {batch_id}")
+        by_status = dict.fromkeys(MessageStatus, 0)
+        for state, n in counts.items():
+            by_status[state.status] += n
+        last = self._prospects(batches.last_to_go(self.db, batch_id, scope)).values()
+        ends = [waiting.estimate.at for waiting in last]
+        return Batch(batch_id, by_status, None if None in ends else max((at for at in ends if at), default=None))
 
     def failures(
         self, wanted: FailureFilter, scope: Scope, limit: int, offset: int
@@ -233,24 +262,36 @@ class Reader:
     def _limits(self, account: Account) -> Limits:
         return account.limits_in_force(self.default_limits)
 
-    def _waiting(self, row: Row) -> Waiting:
-        account = accounts.get(self.db, row["account_id"])
-        assert account is not None, "messages refer to accounts"
+    def _prospects(self, rows: Sequence[Row]) -> dict[str, Waiting]:
+        """Where those of these messages stand that wait, and when each will go, by its id. Takes as many questions for
+        two hundred as for one."""
+        waiting = [row for row in rows if State(row["state"]) in WAITING]
+        if not waiting:
+            return {}
         now = datetime.now(UTC)
-        claimed = accounts.claimed_tokens(self.db, account.id)
-        position = queries.ahead_of(self.db, row["id"]) + 1
-        view, latency_s = look(self.tokens, self.wakeups, account, self._limits(account))
-        [promise] = estimate(
-            account,
-            self._limits(account),
-            view,
-            [_place(row, position, now)],
-            claimed=claimed,
-            latency_s=latency_s,
-            lease_s=self.lease_s,
-            now=now,
-        )
-        return Waiting(position, promise)
+        standings = accounts.standings(self.db, {row["account_id"] for row in waiting})
+        ahead = queries.ahead_of(self.db, [row["id"] for row in waiting])
+        asked = [(standing.account, self._limits(standing.account)) for standing in standings.values()]
+        looks = look_at_all(self.tokens, self.wakeups, asked)
+        found: dict[str, Waiting] = {}
+        for standing, (account, limits), (view, latency_s) in zip(standings.values(), asked, looks, strict=True):
+            own = [row for row in waiting if row["account_id"] == account.id and row["id"] in ahead]
+            places = [_place(row, ahead[row["id"]] + 1, now) for row in own]
+            promises = estimate(
+                account,
+                limits,
+                view,
+                places,
+                claimed=standing.tokens,
+                latency_s=latency_s,
+                lease_s=self.lease_s,
+                now=now,
+            )
+            found |= {
+                row["id"]: Waiting(place.position, promise)
+                for row, place, promise in zip(own, places, promises, strict=True)
+            }
+        return found
 
 
 def _place(row: Row, position: int, now: datetime) -> Place:

@@ -230,15 +230,11 @@ def _wake_in_s(account: Account, promise: Estimate, due_s: float) -> float | Non
     return None if account.paused_s == float("inf") else max(promise.next_token_s, due_s, 0.0)
 
 
-def look(tokens: Tokens, wakeups: Wakeups, account: Account, limits: Limits) -> tuple[View | None, float]:
-    """The account's tokens and its upstream's latency; no tokens while Redis is away."""
-    return look_at_all(tokens, wakeups, [(account, limits)])[0]
-
-
 def look_at_all(
     tokens: Tokens, wakeups: Wakeups, wanted: Sequence[tuple[Account, Limits]]
 ) -> list[tuple[View | None, float]]:
-    """The same of many accounts, in as few round trips as of one."""
+    """Each account's tokens and its upstream's latency, in as few round trips as of one; no tokens while Redis is
+    away."""
     try:
         views = tokens.views([(account.budget, limits) for account, limits in wanted])
         return list(zip(views, wakeups.latencies_s([account.id for account, _ in wanted]), strict=True))

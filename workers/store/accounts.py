@@ -150,15 +150,6 @@ def standings(db: Database, account_ids: Collection[str]) -> dict[str, Standing]
     return {row["id"]: _standing(row) for row in db.all(_STANDINGS, {"account_ids": list(account_ids)})}
 
 
-_CLAIMED = f"SELECT ARRAY({_TOKENS}) AS tokens FROM accounts a WHERE a.id = %(account_id)s"
-
-
-def claimed_tokens(db: Database, account_id: str) -> frozenset[str]:
-    """The tokens of the account's budget that messages have been put to of late."""
-    row = db.one(_CLAIMED, {"account_id": account_id})
-    return frozenset(row["tokens"]) if row else frozenset()
-
-
 _PUT = """
 INSERT INTO accounts AS a (id, channel, limits, display_name, api_key, settings)
 VALUES (%(id)s, %(channel)s, %(limits)s, %(display_name)s, %(sealed_key)s, %(settings)s)

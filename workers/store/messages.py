@@ -767,7 +767,7 @@ def find_orphans(db: Database, *, grace_s: float, lock_class: int, want: int = 1
 # A message that waits to be sent again after an unknown outcome may have arrived already: to call it expired or
 # cancelled could be a lie.
 # Any attempt since it was queued may be the one that did; later ones that failed for certain prove nothing about it.
-_DOUBTFUL = """
+DOUBTFUL = """
 (m.tries > 0 AND (SELECT true FROM attempts a WHERE a.message_id = m.id AND a.counted AND a.outcome = 'unknown'
                   AND a.number > m.attempts - m.tries LIMIT 1) IS TRUE)
 """
@@ -776,7 +776,7 @@ _VERIFY_EXPIRED = f"""
 UPDATE messages m SET state = 'verifying', lookups = 0, due_at = clock_timestamp()
 WHERE m.expires_at IS NOT NULL AND m.state IN ('scheduled', 'held', 'queued') AND m.expires_at <= now()
   AND m.state || '' = 'queued'  -- as above: by way of expires_at, not of all that is queued
-  AND {_DOUBTFUL}
+  AND {DOUBTFUL}
 RETURNING m.id
 """
 
@@ -790,7 +790,7 @@ _EXPIRE = f"""
 WITH past AS (SELECT * FROM (
     SELECT id FROM messages m
     WHERE expires_at IS NOT NULL AND state IN ('scheduled', 'held', 'queued') AND expires_at <= now()
-      AND NOT {_DOUBTFUL}
+      AND NOT {DOUBTFUL}
     ORDER BY expires_at LIMIT %(want)s FOR UPDATE SKIP LOCKED
 ) wanted LIMIT 1000)
 UPDATE messages m SET state = 'expired', ended_at = clock_timestamp()
@@ -814,7 +814,7 @@ def expire(db: Database, want: int = 1000) -> list[Row]:
 _CANCEL = f"""
 WITH cancelled AS (
     UPDATE messages m SET state = 'cancelled', ended_at = clock_timestamp()
-    WHERE m.id = %(message_id)s AND m.state || '' IN ('scheduled', 'held', 'queued') AND NOT {_DOUBTFUL}
+    WHERE m.id = %(message_id)s AND m.state || '' IN ('scheduled', 'held', 'queued') AND NOT {DOUBTFUL}
     RETURNING m.id, m.account_id, m.recipient_id, m.priority
 ), noted AS ({audit.entry(Action.CANCEL, rows="cancelled", message_id="id")})
 SELECT * FROM cancelled

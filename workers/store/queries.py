@@ -145,28 +145,47 @@ def counts(db: Database, scope: Scope) -> dict[str, dict[State, int]]:
     return found
 
 
-# Held and queued apart, because each has a partial index of its own; together they would be looked for in all of the
-# account's history.
+# From the end: a page begins with the newest messages, and few stand behind those. Each rank is read once, from the
+# first of its wanted messages on, however many are wanted. Held and queued apart, because each has a partial index of
+# its own; together they would be looked for in all of the account's history.
 _AHEAD = f"""
-SELECT (
-    (SELECT coalesce(sum(n), 0) FROM tallies
-     WHERE account_id = m.account_id AND state IN ('held', 'queued')
-       AND {TALLY_RANK} > 2 * m.priority + (NOT m.redriven)::int)
-  + (SELECT count(*) FROM messages o
-     WHERE o.account_id = m.account_id AND o.priority = m.priority AND o.redriven = m.redriven AND o.state = 'queued'
-       AND (o.due_at, o.seq) < (m.due_at, m.seq))
-  + (SELECT count(*) FROM messages o
-     WHERE o.account_id = m.account_id AND o.priority = m.priority AND o.redriven = m.redriven AND o.state = 'held'
-       AND (o.due_at, o.seq) < (m.due_at, m.seq))
-)::int AS ahead
-FROM messages m WHERE m.id = %(message_id)s
+WITH wanted AS MATERIALIZED (
+    SELECT id, account_id, priority, redriven, due_at, seq FROM messages WHERE id = ANY(%(message_ids)s::text[])
+), first AS MATERIALIZED (
+    SELECT DISTINCT ON (account_id, priority, redriven) account_id, priority, redriven, due_at, seq
+    FROM wanted ORDER BY account_id, priority, redriven, due_at, seq
+), line AS (
+    SELECT first.account_id, first.priority, first.redriven, o.due_at, o.seq, NULL AS id
+    FROM first CROSS JOIN LATERAL (
+        SELECT due_at, seq FROM messages
+        WHERE account_id = first.account_id AND priority = first.priority AND redriven = first.redriven
+          AND state = 'queued' AND (due_at, seq) >= (first.due_at, first.seq)
+        UNION ALL
+        SELECT due_at, seq FROM messages
+        WHERE account_id = first.account_id AND priority = first.priority AND redriven = first.redriven
+          AND state = 'held' AND (due_at, seq) >= (first.due_at, first.seq)
+    ) o
+    UNION ALL
+    SELECT account_id, priority, redriven, due_at, seq, id FROM wanted
+), place AS (
+    SELECT id, account_id, priority, redriven,
+           count(*) FILTER (WHERE id IS NULL) OVER (
+               PARTITION BY account_id, priority, redriven ORDER BY due_at DESC, seq DESC, id DESC NULLS FIRST
+               ROWS UNBOUNDED PRECEDING
+           ) AS from_here
+    FROM line
+)
+SELECT id, (coalesce(
+    (SELECT sum(n) FROM tallies
+     WHERE account_id = place.account_id AND state IN ('held', 'queued')
+       AND {TALLY_RANK} >= 2 * place.priority + (NOT place.redriven)::int), 0) - from_here)::int AS ahead
+FROM place WHERE id IS NOT NULL
 """
 
 
-def ahead_of(db: Database, message_id: str) -> int:
-    """How many waiting messages go before this one."""
-    row = db.one(_AHEAD, {"message_id": message_id})
-    return row["ahead"] if row else 0
+def ahead_of(db: Database, message_ids: Sequence[str]) -> dict[str, int]:
+    """How many waiting messages go before each of these."""
+    return {row["id"]: row["ahead"] for row in db.all(_AHEAD, {"message_ids": list(message_ids)})}
 
 
 _OLDEST = """
