@@ -105,6 +105,7 @@ def upstream(_upstream: Sandbox) -> Sandbox:
     """The sandbox, as new: there, no faults, an empty ledger, honouring idempotency keys, hardly limiting."""
     _upstream.reset()
     _upstream.faults.clear()
+    _upstream.faults.set_rates({})
     _upstream.away = None
     _upstream.switch(Sandbox().switches())
     return _upstream

@@ -76,9 +76,10 @@ def estimate(
     """
     cooldown_s = max(account.cooldown_s, view.cooldown_s if view else 0.0)
     held_s = max(account.paused_s, cooldown_s)
-    closed_by = BlockedBy.PAUSED if account.paused_s else BlockedBy.COOLDOWN if cooldown_s else None
-    if view is None or not view.known or held_s == float("inf"):
-        wait_s = 0.0 if held_s == float("inf") else held_s
+    closed_by = _closed_by(account, cooldown_s)
+    rest_s = account.rest.left_s if account.rest else 0.0
+    if view is None or not view.known or held_s == float("inf") or account.rest:
+        wait_s = rest_s if held_s == float("inf") else max(held_s, rest_s)
         return [Estimate(None, _blocked_by(closed_by, place, 0.0), wait_s) for place in places]
     in_hand = _in_hand(view, claimed, lease_s)
     turns = [1, *(place.position - in_hand if place.position > in_hand else 1 for place in places)]
@@ -99,6 +100,15 @@ def _in_hand(view: View, claimed: frozenset[str], lease_s: float) -> int:
     them, now. Counted as plain uses they would be in the way of the very messages they are for."""
     just = (token for token, end in view.recent.items() if end > lease_s - START_WITHIN_S or end <= 0)
     return sum(token not in claimed for token in just)
+
+
+def _closed_by(account: Account, cooldown_s: float) -> BlockedBy | None:
+    """What closes the whole account, if anything does. While its upstream rests, nobody can say for how long."""
+    if account.paused_s:
+        return BlockedBy.PAUSED
+    if account.rest is not None:
+        return BlockedBy.UPSTREAM
+    return BlockedBy.COOLDOWN if cooldown_s else None
 
 
 def _blocked_by(closed_by: BlockedBy | None, place: Place, turn_s: float) -> BlockedBy | None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from ratelimit import Limits, Tokens, TokensUnavailable, View, forecast
 from workers.clock import moment_in
 from workers.domain.errors import NotFound, StoreUnavailable
+from workers.domain.health import Closed, Health, Refused, Trouble, account_troubles, health
 from workers.domain.state import IN_FLIGHT, WAITING, State
 from workers.domain.state import Status as MessageStatus
 from workers.services.estimate import BlockedBy, Estimate, Place, estimate
@@ -18,6 +19,8 @@ from workers.store.queries import FailureFilter, MessageFilter, Scope
 from workers.store.session import Database, Row
 from workers.telemetry import logger
 from workers.wakeups import EXPECTED_LATENCY_S, Wakeups
+
+_WAIT = "messages are accepted, and wait until it is back"
 
 log = logger(__name__)
 
@@ -63,15 +66,18 @@ class AccountStatus:
     counts: dict[State, int]
 
     @property
+    def closed(self) -> Closed | None:
+        """Why it sends nothing; None if it may."""
+        return self.account.closed(self.cooldown_s)
+
+    @property
     def state(self) -> str:
         """active, paused or cooldown."""
-        return "paused" if self.account.paused_s else "cooldown" if self.cooldown_s else "active"
+        return self.closed.state if self.closed else "active"
 
     @property
     def reason(self) -> str | None:
-        if self.state == "cooldown":
-            return f"throttled by the upstream for {self.cooldown_s:.0f} s more"
-        return self.account.pause_reason
+        return self.closed.reason if self.closed else None
 
     @property
     def cooldown_s(self) -> float:
@@ -105,17 +111,10 @@ class AccountStatus:
     def done_s(self) -> float | None:
         """Seconds until its last waiting message goes; None if nobody can say."""
         held_s = max(self.account.paused_s, self.cooldown_s)
-        if self.view is None or not self.depth or held_s == float("inf"):
+        if self.view is None or not self.depth or held_s == float("inf") or self.account.rest:
             return None
         uses = self.view.uses
         return forecast(self.limits, uses, self.depth, latency_s=self.latency_s, not_before_s=held_s)
-
-    @property
-    def closed_by(self) -> str | None:
-        """`upstream` or `admin`; None if the account is active."""
-        if self.state == "paused":
-            return self.account.paused_by or "admin"
-        return None if self.state == "active" else "upstream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +122,13 @@ class Status:
     accounts: list[AccountStatus]
     limits: Limits
     last_processed_at: datetime | None
-    troubles: list[str] = field(default_factory=list)
-    """What keeps messages from going out, for people; empty if nothing does."""
+    troubles: list[Trouble] = field(default_factory=list)
+    """What keeps messages from going out; empty if nothing does."""
+
+    @property
+    def health(self) -> tuple[Health, str]:
+        """The state of the whole, and why."""
+        return health(self.troubles)
 
     @property
     def depth(self) -> int:
@@ -206,22 +210,26 @@ class Reader:
     def status(self, scope: Scope) -> Status:
         found = accounts.all_of(self.db, None if scope is None else list(scope))
         counts = queries.counts(self.db, scope)
-        troubles = []
+        troubles: list[Trouble] = []
         ids = [account.id for account in found]
         views: list[View | None]
         try:
             views = list(self.tokens.views([(account.budget, self._limits(account)) for account in found]))
             latencies_s, last_s = self.wakeups.latencies_s(ids), self.wakeups.last_processed_s(ids)
             troubles += [
-                f"No {kind} is running: messages are accepted, and wait"
+                Trouble(f"No {kind} is running: messages are accepted, and wait", stops_all=True)
                 for kind in ("worker", "pacer")
                 if not self.wakeups.alive(kind)
             ]
             if self.wakeups.broker_is_away():
-                troubles.append("Celery's broker is away: messages are accepted, and wait until it is back")
+                troubles.append(Trouble(f"Celery's broker is unavailable: {_WAIT}", stops_all=True))
         except TokensUnavailable:
             views, latencies_s, last_s = [None] * len(found), [EXPECTED_LATENCY_S] * len(found), None
-            troubles.append("Redis is away: messages are accepted, and wait until it is back")
+            troubles.append(Trouble(f"Redis is unavailable: {_WAIT}", stops_all=True))
+        troubles += account_troubles(
+            [(a.id, a.rest) for a in found if a.rest is not None],
+            [Refused(a.id, a.pause_reason or "", a.paused_since) for a in found if a.paused_by == "upstream"],
+        )
         held = {self._limits(account) for account in found}
         return Status(
             [

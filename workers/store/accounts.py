@@ -8,6 +8,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from ratelimit import Limits
+from workers.domain.health import Closed, Rest, closed
 from workers.domain.message import rank
 from workers.store.schema import TALLY_RANK
 from workers.store.session import Connection, Database, Row
@@ -30,7 +31,9 @@ class Account:
     paused_until: datetime | None = None
     pause_reason: str | None = None
     paused_by: str | None = None
+    paused_since: datetime | None = None
     cooldown_s: float = 0.0
+    rest: Rest | None = None
     other_limits: tuple[Limits | None, ...] = ()
     """Limits of accounts that draw on the same budget, where they differ from its own."""
     credential: str | None = None
@@ -48,19 +51,31 @@ class Account:
         own = self.limits or default
         return own.strictest(*(limits or default for limits in self.other_limits)) if self.other_limits else own
 
+    def closed(self, cooldown_s: float = 0.0) -> Closed | None:
+        """Why it sends nothing; None if it may. cooldown_s: of its tokens, which know of one sooner."""
+        return closed(
+            paused_s=self.paused_s,
+            paused_by=self.paused_by,
+            pause_reason=self.pause_reason,
+            rest=self.rest,
+            cooldown_s=max(self.cooldown_s, cooldown_s),
+        )
+
     def __repr__(self) -> str:
         return f"Account({self.id})"
 
 
 _COLUMNS = """
-    a.id, a.channel, a.display_name, a.limits, a.api_key, a.pause_reason, a.paused_by, a.paused_until,
+    a.id, a.channel, a.display_name, a.limits, a.api_key, a.pause_reason, a.paused_by, a.paused_until, a.paused_at,
     coalesce(a.budget, a.id) AS budget, a.credential, a.settings,
     ARRAY(SELECT DISTINCT b.limits FROM accounts b
           WHERE b.budget = a.budget AND b.limits IS DISTINCT FROM a.limits) AS other_limits,
     CASE WHEN a.paused_at IS NULL THEN 0
          WHEN a.paused_until IS NULL THEN 'infinity'::float8
          ELSE greatest(0, extract(epoch FROM a.paused_until - now())::float8) END AS paused_s,
-    greatest(0, coalesce(extract(epoch FROM a.cooldown_until - now())::float8, 0)) AS cooldown_s
+    greatest(0, coalesce(extract(epoch FROM a.cooldown_until - now())::float8, 0)) AS cooldown_s,
+    a.rest_kind, a.rest_since, a.rests, a.rest_error,
+    greatest(0, extract(epoch FROM a.rest_until - now())::float8) AS rest_s
 """
 
 _GET = f"SELECT {_COLUMNS} FROM accounts a WHERE a.id = %(account_id)s"
@@ -92,12 +107,13 @@ _IN_LINE = f"""
 SELECT {_COLUMNS} FROM tallies t JOIN accounts a ON a.id = t.account_id
 WHERE t.state = 'queued' AND (a.paused_at IS NULL OR a.paused_until <= now())
   AND (a.cooldown_until IS NULL OR a.cooldown_until <= now())
+  AND (a.rest_until IS NULL OR a.rest_until <= now())
 GROUP BY a.id HAVING sum(t.n) > 0
 """
 
 
 def in_line(db: Database) -> list[Account]:
-    """Accounts that have messages in line, and neither a pause nor a cooldown."""
+    """Accounts that have messages in line, and no pause, cooldown or rest."""
     return [_account(row) for row in db.all(_IN_LINE)]
 
 
@@ -214,36 +230,128 @@ def pause(c: Connection | Database, account_id: str, reason: str, until: datetim
 
 
 _CLOSE = """
-UPDATE accounts SET paused_at = now(), paused_until = NULL, pause_reason = %(reason)s, paused_by = 'upstream'
+UPDATE accounts SET paused_at = now(), paused_until = NULL, pause_reason = %(reason)s, paused_by = 'upstream',
+    refused = '{}', refused_at = NULL
 WHERE id = %(account_id)s AND (paused_at IS NULL OR paused_until <= now()) RETURNING id
 """
 
 
-def close(c: Connection, account_id: str, reason: str) -> bool:
-    """The upstream refuses the account: pause it until somebody resumes it. False if it is paused already, by an admin
-    or by another answer of the same kind."""
-    return bool(c.all(_CLOSE, {"account_id": account_id, "reason": reason}))
+def close(c: Connection, account_id: str, reason: str) -> list[str]:
+    """The upstream refuses the account: pause it until somebody resumes it. Returns the ids of the accounts that are
+    paused now and were not before: none if an admin or another answer of the same kind has paused it."""
+    return [row["id"] for row in c.all(_CLOSE, {"account_id": account_id, "reason": reason})]
 
 
-_RESUME = """
-UPDATE accounts SET paused_at = NULL, paused_until = NULL, pause_reason = NULL, paused_by = NULL
-WHERE id = %(account_id)s RETURNING id
-"""
-
-
-def resume(c: Connection | Database, account_id: str) -> bool:
-    return bool(c.all(_RESUME, {"account_id": account_id}))
-
-
-# The account and those that draw on the same budget, which is to say: those under its credential. Locked in one order
-# by every statement, so that two of them never wait for each other.
 _TOGETHER = """
 together AS (
     SELECT b.id FROM accounts of_it JOIN accounts b ON b.id = of_it.id OR b.budget = of_it.budget
     WHERE of_it.id = %(account_id)s
     ORDER BY b.id FOR UPDATE OF b
 )"""
+"""The accounts that draw on one budget, because they send with the same credential; the one itself among them."""
 
+_CLOSE_CREDENTIAL = f"""
+WITH {_TOGETHER}
+UPDATE accounts a SET paused_at = now(), paused_until = NULL, pause_reason = %(reason)s, paused_by = 'upstream'
+FROM together WHERE a.id = together.id AND (a.paused_at IS NULL OR a.paused_until <= now()) RETURNING a.id
+"""
+
+
+def close_credential(c: Connection, account_id: str, reason: str) -> list[str]:
+    """The upstream refuses the account's credential: pause every account under it, as `close` does one."""
+    return [row["id"] for row in c.all(_CLOSE_CREDENTIAL, {"account_id": account_id, "reason": reason})]
+
+
+# A recipient counts once, and what got through since the last refusal ends the row.
+_NOTE_REFUSAL = """
+WITH row AS (
+    SELECT id, CASE WHEN refused_at IS NULL OR EXISTS (
+        SELECT FROM attempts t WHERE t.started_at > a.refused_at AND t.account_id = a.id AND t.outcome = 'accepted'
+    ) THEN '{}' ELSE refused END AS refused
+    FROM accounts a WHERE id = %(account_id)s FOR UPDATE
+)
+UPDATE accounts a SET refused_at = clock_timestamp(),
+    refused = CASE WHEN %(recipient_id)s = ANY(row.refused) THEN row.refused
+                   ELSE array_append(row.refused, %(recipient_id)s) END
+FROM row WHERE a.id = row.id
+RETURNING cardinality(a.refused) AS n
+"""
+
+
+def note_refusal(c: Connection, account_id: str, recipient_id: str) -> int:
+    """A recipient was refused, and it is not certain whose fault that is. Returns how many different ones were refused
+    in a row, with no message of the account accepted in between."""
+    row = c.one(_NOTE_REFUSAL, {"account_id": account_id, "recipient_id": recipient_id})
+    return row["n"] if row else 0
+
+
+_REST = f"""
+WITH {_TOGETHER}
+UPDATE accounts a SET rest_kind = %(kind)s, rest_error = %(error)s, rests = a.rests + 1,
+    rest_since = coalesce(a.rest_since, clock_timestamp()),
+    rest_until = clock_timestamp() + %(for_s)s * interval '1 second'
+FROM together WHERE a.id = together.id AND (a.rest_until IS NULL OR %(probed)s::boolean) RETURNING a.id
+"""
+
+
+def rest(c: Connection, account_id: str, kind: str, error: str, for_s: float, *, probed: bool) -> list[str]:
+    """The identity of the account rests for `for_s` seconds: nothing is claimed for any account that shares it. While
+    it rests already, only a probe that failed makes it rest anew. Returns the ids of the accounts that rest now."""
+    params = {"account_id": account_id, "kind": kind, "error": error, "for_s": for_s, "probed": probed}
+    return [row["id"] for row in c.all(_REST, params)]
+
+
+_BEGIN_PROBE = f"""
+WITH {_TOGETHER}
+UPDATE accounts a SET rest_until = clock_timestamp() + %(for_s)s * interval '1 second'
+FROM together WHERE a.id = together.id AND a.rest_until <= clock_timestamp() RETURNING a.id
+"""
+
+
+def begin_probe(db: Database, account_id: str, for_s: float) -> bool:
+    """Take the right to probe a resting identity with one message, for `for_s` seconds: nobody else does meanwhile."""
+    params = {"account_id": account_id, "for_s": for_s}
+    return db.transaction(lambda c: bool(c.all(_BEGIN_PROBE, params)))
+
+
+_END_PROBE = f"""
+WITH {_TOGETHER}
+UPDATE accounts a SET rest_until = clock_timestamp()
+FROM together WHERE a.id = together.id AND a.rest_until IS NOT NULL
+"""
+
+
+def end_probe(c: Connection | Database, account_id: str) -> None:
+    """Give that right back: nothing was sent."""
+    c.all(_END_PROBE, {"account_id": account_id})
+
+
+_OPEN = f"""
+WITH {_TOGETHER}
+UPDATE accounts a SET rest_kind = NULL, rest_error = NULL, rest_since = NULL, rest_until = NULL, rests = 0
+FROM together WHERE a.id = together.id AND a.rest_until IS NOT NULL RETURNING a.id
+"""
+
+
+def open_again(c: Connection, account_id: str) -> list[str]:
+    """The upstream serves the identity again. Returns the ids of the accounts that rested."""
+    return [row["id"] for row in c.all(_OPEN, {"account_id": account_id})]
+
+
+_RESUME = """
+UPDATE accounts SET paused_at = NULL, paused_until = NULL, pause_reason = NULL, paused_by = NULL,
+    refused = '{}', refused_at = NULL
+WHERE id = %(account_id)s RETURNING id
+"""
+
+
+def resume(c: Connection | Database, account_id: str) -> bool:
+    """End a pause. False if there is no such account."""
+    return bool(c.all(_RESUME, {"account_id": account_id}))
+
+
+# The account and those that draw on the same budget, which is to say: those under its credential. Locked in one order
+# by every statement, so that two of them never wait for each other.
 _COOL_DOWN = f"""
 WITH {_TOGETHER}
 UPDATE accounts a SET cooldown_until = greatest(cooldown_until, clock_timestamp() + %(for_s)s * interval '1 second')
@@ -289,9 +397,23 @@ def _account(row: Row) -> Account:
         paused_until=row["paused_until"] if row["paused_s"] else None,
         pause_reason=row["pause_reason"] if row["paused_s"] else None,
         paused_by=row["paused_by"] if row["paused_s"] else None,
+        paused_since=row["paused_at"] if row["paused_s"] else None,
         cooldown_s=row["cooldown_s"],
         budget=row["budget"],
         other_limits=tuple(map(_limits, row["other_limits"])),
         credential=row["credential"],
         settings=row["settings"],
+        rest=_rest(row),
+    )
+
+
+def _rest(row: Row) -> Rest | None:
+    if row["rest_kind"] is None:
+        return None
+    return Rest(
+        kind=row["rest_kind"],
+        since=row["rest_since"],
+        times=row["rests"],
+        left_s=row["rest_s"],
+        error=row["rest_error"],
     )
