@@ -84,7 +84,7 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
 
 def _shown(account: Account, default_limits: Limits) -> dict[str, Any]:
     """As the outside sees it: of its credentials, only whether it has any."""
-    closed = account.closed()
+    state = "paused" if account.paused_s else "cooldown" if account.cooldown_s else "active"
     return {
         "account_id": account.id,
         "channel": account.channel,
@@ -93,7 +93,7 @@ def _shown(account: Account, default_limits: Limits) -> dict[str, Any]:
         "own_limits": account.limits is not None,
         "has_credentials": account.sealed_key is not None,
         "settings": account.settings,
-        "state": closed.state if closed else "active",
-        "reason": closed and closed.reason,
+        "state": state,
+        "reason": account.pause_reason,
         "paused_until": account.paused_until,
     }

@@ -77,7 +77,7 @@ LIVES_IN = {
 }
 
 PURE = {"abc", "collections", "dataclasses", "datetime", "decimal", "enum", "functools", "itertools", "math", "random"}
-PURE |= {"html", "re", "types", "typing", "unicodedata"}
+PURE |= {"re", "types", "typing"}
 """All that the domain may use of the standard library: no clock, no socket, no file."""
 
 ADAPTERS = {"Database", "Tokens", "Wakeups", "OnlyFans"}
