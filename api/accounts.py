@@ -20,12 +20,14 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
     @routes.get("/accounts")
     @endpoint("Accounts and their limits", roles=EVERYONE, answers={200: schemas.AccountList})
     def list_accounts() -> Any:
+        """Which accounts there are that you may know of, with their limits and states."""
         found = [account for account in accounts.all_of(g.caller.scope()) if account.channel == g.channel]
         return {"accounts": [_shown(account, default_limits) for account in found]}, 200
 
     @routes.get("/accounts/<account_id>")
     @endpoint("One account", roles=EVERYONE, answers={200: schemas.AccountOut})
     def get_account(account_id: str) -> Any:
+        """One account as it is. Credentials are never shown."""
         return _shown(accounts.get(g.caller.account(account_id)), default_limits), 200
 
     @routes.put("/accounts/<account_id>")
@@ -37,6 +39,8 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
         errors=(409,),
     )
     def put_account(account_id: str, body: dict[str, Any]) -> Any:
+        """Make an account, or give it all of its properties anew: what you leave out is cleared, except the
+        credentials."""
         account = accounts.put(
             schemas.check_account_id(g.caller.account(account_id)),
             channel=body.get("channel") or g.channel,
@@ -58,6 +62,7 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
         errors=(409,),
     )
     def patch_account(account_id: str, body: dict[str, Any]) -> Any:
+        """Change what you name and keep the rest: the way to give an account a new key."""
         if "credentials" in body:
             body["api_key"] = (body.pop("credentials") or {}).get("api_key")
         account = accounts.patch(g.caller.account(account_id), body, by=actor(), scope=g.caller.scope())
@@ -71,6 +76,7 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
         answers={200: schemas.AccountOut},
     )
     def pause(account_id: str, body: dict[str, Any]) -> Any:
+        """Stop sending for an account. Its messages wait."""
         account = accounts.pause(
             g.caller.account(account_id), reason=body["reason"], until=body.get("until"), by=actor()
         )
@@ -79,6 +85,7 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
     @routes.post("/accounts/<account_id>/resume")
     @endpoint("Let an account's messages go on", roles=ADMINS, answers={200: schemas.AccountOut})
     def resume(account_id: str) -> Any:
+        """Go on sending for an account."""
         return _shown(accounts.resume(g.caller.account(account_id), by=actor()), default_limits), 200
 
 

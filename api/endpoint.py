@@ -3,6 +3,7 @@ OpenAPI document all read the same declaration, so none of them can drift from t
 """
 
 import functools
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from flask import Response, g, jsonify, request
 from api.auth import Role, authorize
 from api.body import json_object
 from api.limiting import spend
-from api.schemas import IDS
+from api.schemas import IDS, Strict
 from workers import tracing
 from workers.domain.errors import NotFound
 
@@ -23,14 +24,15 @@ View = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """roles: None for a route open to anyone. body_optional: a request without a body counts as an empty object.
-    answers: the schema of each status that is not an error, None for one that is not JSON. errors: those that only the
-    view knows of; `api.openapi` knows the others. headers and answer_headers: what the request and the answer may
-    carry, and what each means."""
+    """description: what the route is for, in a sentence. roles: None for a route open to anyone. body_optional: a
+    request without a body counts as an empty object. answers: the schema of each status that is not an error, None for
+    one that is not JSON. errors: those that only the view knows of; `api.openapi` knows the others. headers and
+    answer_headers: what the request and the answer may carry, and what each means."""
 
     summary: str
+    description: str
     roles: tuple[Role, ...] | None
-    body: type[marshmallow.Schema] | None
+    body: type[Strict] | None
     body_optional: bool
     query: type[marshmallow.Schema] | None
     answers: dict[int, type[marshmallow.Schema] | None]
@@ -44,18 +46,16 @@ def endpoint(
     *,
     roles: tuple[Role, ...] | None,
     answers: dict[int, type[marshmallow.Schema] | None],
-    body: type[marshmallow.Schema] | None = None,
+    body: type[Strict] | None = None,
     body_optional: bool = False,
     query: type[marshmallow.Schema] | None = None,
     errors: tuple[int, ...] = (),
     headers: dict[str, str] | None = None,
     answer_headers: dict[str, str] | None = None,
 ) -> Callable[[View], View]:
-    """The view gets the path's parameters, `body` and `query` as loaded, and answers (value, status[, headers]); the
-    value is dumped through the schema of that status. An answer that is not JSON is a response already."""
-    declaration = Declaration(
-        summary, roles, body, body_optional, query, answers, errors, headers or {}, answer_headers or {}
-    )
+    """The view's docstring says what the route is for. The view gets the path's parameters, `body` and `query` as
+    loaded, and answers (value, status[, headers]); the value is dumped through the schema of that status. An answer
+    that is not JSON is a response already."""
     schemas = {status: schema() for status, schema in answers.items() if schema is not None}
     body_schema = body() if body else None
     query_schema = query() if query else None
@@ -90,7 +90,18 @@ def endpoint(
             response.headers.update(rest[0] if rest else {})
             return response
 
-        guarded.declaration = declaration  # type: ignore[attr-defined]
+        guarded.declaration = Declaration(  # type: ignore[attr-defined]
+            summary,
+            inspect.cleandoc(view.__doc__ or ""),
+            roles,
+            body,
+            body_optional,
+            query,
+            answers,
+            errors,
+            headers or {},
+            answer_headers or {},
+        )
         return guarded
 
     return decorate

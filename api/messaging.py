@@ -41,6 +41,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
     @routes.get("/test")
     @endpoint("Is the API there?", roles=None, answers={200: schemas.Alive})
     def test() -> Any:
+        """Try this first: it needs no token."""
         return {"channel": g.channel, "timestamp": datetime.now(UTC)}, 200
 
     @routes.get("/status")
@@ -51,6 +52,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
         answers={200: schemas.StatusOut},
     )
     def status(query: dict[str, Any]) -> Any:
+        """How many messages wait, what keeps them from going, and when the next token is free, account by account."""
         now = datetime.now(UTC)
         found = reader.status(g.caller.scope(query.get("account_id")))
         if query.get("account_id") and not found.accounts:
@@ -90,6 +92,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
         },
     )
     def send(body: dict[str, Any]) -> Any:
+        """Queue one message. The answer says where it stands in line, and when it will go."""
         key = _idempotency_key()
         account_id = g.caller.account(body.pop("account_id", None))
         body["media_ids"] = tuple(body["media_ids"])
@@ -117,6 +120,8 @@ def blueprint(adapters: Adapters) -> Blueprint:
         answer_headers={"Idempotent-Replayed": "`true` if this Idempotency-Key had been used already"},
     )
     def send_bulk(body: dict[str, Any]) -> Any:
+        """Queue a list of messages in one request, which counts as one against your limit. If one of them is wrong,
+        none is queued."""
         key = _idempotency_key()
         wanted = _with_accounts(body["messages"])
         named = "\n".join(dict.fromkeys(message["account_id"] for message in wanted))
@@ -131,6 +136,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
     @routes.get("/messages")
     @endpoint("Messages, newest first", roles=SENDERS, query=schemas.MessagesQuery, answers={200: schemas.MessagePage})
     def messages(query: dict[str, Any]) -> Any:
+        """Look for messages by recipient, account, batch or status, page by page."""
         scope = g.caller.scope(query.get("account_id"))
         status: Status | None = query.get("status")
         wanted = MessageFilter(
@@ -146,6 +152,8 @@ def blueprint(adapters: Adapters) -> Blueprint:
     @routes.get("/messages/<message_id>")
     @endpoint("A message whole", roles=SENDERS, answers={200: schemas.MessageWhole})
     def message(message_id: str) -> Any:
+        """What became of one message: every attempt with the upstream's answer, and, while it waits, what holds it
+        back."""
         return _whole(reader.message(message_id, g.caller.scope())), 200
 
     @routes.patch("/messages/<message_id>")
@@ -157,6 +165,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
         errors=(409,),
     )
     def amend(message_id: str, body: dict[str, Any]) -> Any:
+        """Change the words, the times or the priority of a message before it goes. What you leave out stays."""
         scope = g.caller.scope()
         amender.amend(message_id, body, scope=scope, by=actor())
         return _whole(reader.message(message_id, scope)), 200
@@ -164,17 +173,20 @@ def blueprint(adapters: Adapters) -> Blueprint:
     @routes.delete("/messages/<message_id>")
     @endpoint("Cancel a waiting message", roles=SENDERS, answers={200: schemas.Cancelled}, errors=(409,))
     def delete(message_id: str) -> Any:
+        """Keep a message from being sent. One that is being sent already is 409."""
         cancel(adapters.db, adapters.wakeups, message_id, scope=g.caller.scope(), by=actor())
         return {"message_id": message_id}, 200
 
     @routes.get("/batches/<path:batch_id>")
     @endpoint("How a batch stands", roles=SENDERS, answers={200: schemas.BatchOut})
     def batch(batch_id: str) -> Any:
+        """How many messages of a batch wait, were sent or failed, and when the last of them will go."""
         return reader.batch(batch_id, g.caller.scope()), 200
 
     @routes.delete("/batches/<path:batch_id>")
     @endpoint("Cancel what still waits of a batch", roles=SENDERS, answers={200: schemas.BatchCancelled})
     def delete_batch(batch_id: str) -> Any:
+        """Stop a whole batch: everything that has not gone yet is cancelled, however many messages these are."""
         cancelled = cancel_batch(adapters.db, adapters.wakeups, batch_id, scope=g.caller.scope(), by=actor())
         return {"cancelled": cancelled}, 200
 
@@ -183,8 +195,10 @@ def blueprint(adapters: Adapters) -> Blueprint:
         "Open dead letters, latest first", roles=SENDERS, query=schemas.FailedQuery, answers={200: schemas.FailedPage}
     )
     def failed(query: dict[str, Any]) -> Any:
+        """What needs a person: messages that were given up, with the upstream's own words. While somebody retries, page
+        by `cursor`: by `offset` you would miss some."""
         scope = g.caller.scope(query.get("account_id"))
-        limit, offset, cursor = query.pop("limit"), query.pop("offset", 0), query.pop("cursor", None)
+        limit, offset, cursor = query.pop("limit"), query.pop("offset"), query.pop("cursor", None)
         wanted = FailureFilter(**query, before_id=cursor and int(cursor))
         rows, total, next_cursor = reader.failures(wanted, scope, limit, offset)
         return {
@@ -205,6 +219,8 @@ def blueprint(adapters: Adapters) -> Blueprint:
         errors=(409,),
     )
     def retry(message_id: str, body: dict[str, Any]) -> Any:
+        """Send a message again, once what was wrong has been put right. Its history is kept. A message whose expiresAt
+        has passed needs a new one."""
         queued_at = failures.retry(message_id, scope=g.caller.scope(), by=actor(), expires_at=body.get("expires_at"))
         return {"message_id": message_id, "queued_at": queued_at}, 202
 
@@ -216,6 +232,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
         answers={202: schemas.Redriven},
     )
     def redrive(body: dict[str, Any]) -> Any:
+        """Send all failures of one kind again, behind fresh messages. Begin with `dryRun`, which only counts them."""
         scope = g.caller.scope(body.get("account_id"))
         include_unknown, dry_run = body.pop("include_unknown"), body.pop("dry_run")
         found = failures.redrive(
@@ -232,6 +249,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
         errors=(409,),
     )
     def resolve(message_id: str, body: dict[str, Any]) -> Any:
+        """You have seen upstream that the message did arrive: it counts as sent."""
         failures.resolve_as_sent(message_id, scope=g.caller.scope(), by=actor())
         return {"message_id": message_id}, 200
 
@@ -244,6 +262,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
         errors=(409,),
     )
     def dismiss(message_id: str, body: dict[str, Any]) -> Any:
+        """Nobody wants this message sent any more: it is cancelled, and no longer counted as a failure."""
         failures.dismiss(message_id, body["reason"], scope=g.caller.scope(), by=actor())
         return {"message_id": message_id}, 200
 
@@ -255,6 +274,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
         answers={200: schemas.AuditPage},
     )
     def audit(query: dict[str, Any]) -> Any:
+        """Who sent, changed, cancelled, retried or paused what."""
         scope = g.caller.scope(query.get("account_id"))
         limit, cursor = query.pop("limit"), query.pop("cursor", None)
         page, next_id = reader.audit(AuditFilter(**query, before_id=cursor and int(cursor)), scope, limit)

@@ -9,7 +9,7 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from flask import Flask
 from marshmallow import Schema, fields
 
-from api import schemas
+from api import examples, schemas
 from api.body import media_types
 from api.endpoint import Declaration, declaration_of
 
@@ -39,7 +39,8 @@ def _text(description: str, **schema: Any) -> dict[str, Any]:
 
 
 _REQUEST_ID = {"name": "X-Request-Id", "in": "header"} | _text(
-    "A name for this request, echoed and logged if it is 1 to 128 of `A-Z a-z 0-9 . _ : -`; else it gets another"
+    "A name for this request, echoed and logged if it is 1 to 128 of `A-Z a-z 0-9 . _ : -`; else it gets another",
+    examples=[examples.HEADERS["X-Request-Id"]],
 )
 _ON_EVERY_ANSWER = {"X-Request-Id": _text("Names this request in our logs", pattern="^[A-Za-z0-9._:-]{1,128}$")}
 _ON_COUNTED_ANSWERS = {
@@ -60,66 +61,109 @@ _NOT_COUNTED = {401, 403}
 """Answered before the request is counted against its caller."""
 
 
+_HOW = "`paceline token --role admin --sub you` prints one"
+_ABOUT = f"""\
+Queues outbound messages and sends them exactly as fast as the upstream platform allows.
+
+**Try it out:** you need an access token. {_HOW}, beside `paceline up` or wherever `JWT_SECRET_KEY` is set. Press \
+*Authorize* and paste the token without `Bearer`. Every example below is accepted as it stands.
+
+**Times** are ISO 8601 with an offset; answers are in UTC. **Errors** have the same shape everywhere: `error` says \
+what is wrong, `details` where, and `requestId` finds it in the logs.
+"""
+_TAGS = {
+    "send": ("Sending", "Queue messages. What is answered 202 is on disk."),
+    "messages": ("Messages", "See what became of messages, and change or cancel those that still wait."),
+    "batches": ("Batches", "Messages that were given the same `batchId`."),
+    "status": ("Status", "How things stand."),
+    "failed": ("Failures", "Messages that were given up: see why, then retry, resolve or dismiss them."),
+    "accounts": ("Accounts", "Who messages are sent as: limits, credentials, pauses."),
+    "audit": ("Audit", "Who did what, and when."),
+    "operations": ("Operations", "For machines: health and metrics."),
+}
+"""What routes are grouped under, in the order in which one meets them: by the first part of their path."""
+_GROUPED_WITH = {"test": "status", "<message_id>": "failed"}
+
+
 def document(app: Flask) -> dict[str, Any]:
-    """The document of every declared route of this application."""
+    """The document of every declared route of this application, in the order in which they were declared."""
     spec = APISpec(
         title="Paceline",
         version=version("paceline"),
         openapi_version="3.1.0",
         plugins=[MarshmallowPlugin(schema_name_resolver=lambda schema: _name(schema))],
-        info={
-            "description": "Queues outbound messages and sends them exactly as fast as the upstream platform allows.",
-            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        },
+        info={"description": _ABOUT, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}},
         security=[{"bearer": []}],
         servers=[{"url": "/"}],
+        tags=[{"name": name, "description": about} for name, about in _TAGS.values()],
     )
     _teach(spec)
-    spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"})
+    spec.components.security_scheme(
+        "bearer",
+        {
+            "type": "http",
+            "scheme": "bearer",
+            "bearerFormat": "JWT",
+            "description": f"An access token: {_HOW}. Paste it without `Bearer`.",
+        },
+    )
     spec.components.security_scheme("metrics", {"type": "http", "scheme": "bearer", "description": "`METRICS_TOKEN`"})
     spec.components.parameter("RequestId", "header", _REQUEST_ID)
     spec.components.schema("Error", schema=schemas.Error)
-    for rule in sorted(app.url_map.iter_rules(), key=lambda rule: (rule.rule, sorted(rule.methods or ()))):
-        declaration = declaration_of(app.view_functions[rule.endpoint])
+    for endpoint, view in app.view_functions.items():
+        declaration = declaration_of(view)
         if declaration is None:
             continue
-        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
-            path = _PARAMETER.sub(r"{\1}", rule.rule)
-            spec.path(path, operations={method.lower(): _operation(rule.endpoint, rule.rule, method, declaration)})
+        for rule in app.url_map.iter_rules(endpoint):
+            for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
+                path = _PARAMETER.sub(r"{\1}", rule.rule)
+                spec.path(path, operations={method.lower(): _operation(endpoint, rule.rule, method, declaration)})
     made = spec.to_dict()
     for name, shape in made["components"]["schemas"].items():
         shape |= getattr(getattr(schemas, name, None), "rules", {})
     return made
 
 
+def _tag(rule: str) -> str:
+    """The group of a route. One of a kind that is new here has a group of its own."""
+    first = rule.partition("/messaging/")[2].partition("/")[0] or "operations"
+    group = _GROUPED_WITH.get(first, first)
+    return _TAGS[group][0] if group in _TAGS else group.capitalize()
+
+
 def _operation(name: str, rule: str, method: str, declared: Declaration) -> dict[str, Any]:
     in_path = _PARAMETER.findall(rule)
     parameters: list[Any] = [
-        {"name": found, "in": "path", "required": True, "schema": _PATH[found]} for found in in_path
+        {"name": found, "in": "path", "required": True, "schema": _PATH[found], "example": examples.IN_PATH[found]}
+        for found in in_path
     ]
     if declared.query:
         parameters.append({"in": "query", "schema": declared.query})
     for header, description in declared.headers.items():
-        text = _text(description, minLength=1, maxLength=255, pattern="^[ -~]+$")
+        example = [examples.HEADERS[header]]
+        text = _text(description, minLength=1, maxLength=255, pattern="^[ -~]+$", examples=example)
         parameters.append({"name": header, "in": "header"} | text)
     operation: dict[str, Any] = {
         "operationId": name.replace(".", "_"),
         "summary": declared.summary,
-        "tags": [name.split(".")[0]],
+        "tags": [_tag(rule)],
         "parameters": [*parameters, "RequestId"],
         "responses": {
             **{str(status): _answer(status, schema, declared) for status, schema in declared.answers.items()},
             **{str(status): _error(status, declared) for status in sorted(_errors(declared, in_path))},
         },
     }
+    operation["description"] = declared.description
     if declared.roles is not None:
-        operation["description"] = "For " + ", ".join(declared.roles)
+        operation["description"] += f"\n\nFor {', '.join(declared.roles)}."
     else:
         operation["security"] = [{}, {"metrics": []}] if 401 in declared.errors else []
     if declared.body:
         operation["requestBody"] = {
             "required": not declared.body_optional,
-            "content": {kind: {"schema": declared.body} for kind in media_types(method)},
+            "content": {
+                kind: {"schema": declared.body, "example": declared.body.example} for kind in media_types(method)
+            },
         }
     return operation
 
@@ -182,5 +226,9 @@ def _teach(spec: APISpec) -> None:
         own = field.pattern if isinstance(field, schemas.Text | schemas.Time) else None
         return {"pattern": own} if own and "pattern" not in ret else {}
 
-    for learned in (constant, pattern):
+    def example(_self: Any, field: fields.Field, ret: dict[str, Any]) -> dict[str, Any]:
+        found = None if ret.keys() & {"enum", "$ref", "allOf", "anyOf"} else examples.of_field(field)
+        return {} if found is None else {"examples": [found]}
+
+    for learned in (constant, pattern, example):
         spec.plugins[0].converter.add_attribute_function(learned)  # type: ignore[attr-defined]

@@ -31,20 +31,30 @@ def blueprint(app: Flask, adapters: Adapters) -> Blueprint:
     standing.register(Standing(adapters))
     described: list[dict[str, Any]] = []
 
+    @routes.get("/")
+    def home() -> Response:
+        """Whoever opens the address in a browser is led to the documentation, until there is a console."""
+        response = Response(status=302, headers={"Location": "/docs/"})
+        del response.headers["Content-Type"]
+        return response
+
     @routes.get("/healthz")
     @endpoint("Is the process up?", roles=None, answers={200: schemas.Healthy})
     def healthz() -> Any:
+        """For a liveness probe: says nothing of the database and of Redis."""
         return {}, 200
 
     @routes.get("/readyz")
     @endpoint("Can messages be accepted and sent?", roles=None, answers={200: schemas.Ready, 503: schemas.Ready})
     def readyz() -> Any:
+        """For a readiness probe: the database, Redis, a live pacer and a live worker; what is missing is named."""
         missing = reader.ready()
         return {"status": "not ready" if missing else "ready", "missing": missing}, 503 if missing else 200
 
     @routes.get("/metrics")
     @endpoint("Metrics, for Prometheus", roles=None, answers={200: None}, errors=(401,))
     def metrics() -> Any:
+        """What this machine's processes have counted, and how things stand. Asks for `METRICS_TOKEN` if that is set."""
         if not counts.may_see(request.headers.get("Authorization", ""), token):
             raise not_authenticated()
         body = generate_latest(counts.counted()) + generate_latest(standing)
@@ -61,7 +71,8 @@ def blueprint(app: Flask, adapters: Adapters) -> Blueprint:
 
 def docs() -> Blueprint:
     """Swagger UI from its wheel: nothing is fetched from outside."""
-    config = {"app_name": "Paceline", "validatorUrl": "none", "oauth2RedirectUrl": "/docs/oauth2-redirect.html"}
+    config: dict[str, Any] = {"app_name": "Paceline", "validatorUrl": "none", "tryItOutEnabled": True}
+    config |= {"oauth2RedirectUrl": "/docs/oauth2-redirect.html"}
     pages = get_swaggerui_blueprint("/docs", "/openapi.json", config=config)
     pages.after_request(_let_only_its_own_run)
     return pages

@@ -113,7 +113,7 @@ class Some(fields.List):
 class Words(Text):
     """Up to ten words to look for."""
 
-    pattern = r"^\s*[^\s\x00]+(\s+[^\s\x00]+){0,9}\s*$"
+    pattern = r"^[ \t\n\r]*[^ \t\n\r\x00]+([ \t\n\r]+[^ \t\n\r\x00]+){0,9}[ \t\n\r]*$"
     length, most = 255, 10
 
     def __init__(self, *, metadata: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ class Words(Text):
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
         text = super()._deserialize(value, attr, data, **kwargs)
-        words = tuple(text.split()) if len(text) <= self.length else ()
+        words = tuple(re.findall(r"[^ \t\n\r]+", text)) if len(text) <= self.length else ()
         if not 1 <= len(words) <= self.most:
             raise ValidationError(f"Must be 1 to {self.most} words, of at most {self.length} characters together.")
         return words
@@ -192,18 +192,22 @@ class Matches(validate.Regexp):
 
 
 class Strict(Schema):
-    """rules: what JSON Schema can say, beyond its fields, of what this takes."""
+    """rules: what JSON Schema can say, beyond its fields, of what this takes. example: a body of this kind, for people
+    to begin with."""
 
     class Meta:
         unknown = RAISE
 
     rules: ClassVar[dict[str, Any]] = {}
+    example: ClassVar[dict[str, Any]] = {}
 
 
 # --- in -------------------------------------------------------------------------------------------------------------
 
 
 class Send(Strict):
+    example = {"recipientId": "fan-1", "content": "Hello Anna, thank you for writing!"}
+
     recipient_id = Text(
         data_key="recipientId",
         required=True,
@@ -261,6 +265,8 @@ class Send(Strict):
 class Amend(Strict):
     """A JSON merge patch (RFC 7396)."""
 
+    example = {"content": "Hello Anna, see you soon!", "priority": 8}
+
     content = Text(validate=validate.Length(max=10_000), metadata={"description": "May be empty only with mediaIds"})
     priority = Whole(validate=validate.Range(1, 10), metadata={"description": "1 (lowest) to 10 (most urgent)"})
     send_at = Time(data_key="sendAt", allow_none=True, metadata={"description": "Not before this; null for at once"})
@@ -268,6 +274,13 @@ class Amend(Strict):
 
 
 class SendBulk(Strict):
+    example = {
+        "messages": [
+            {"recipientId": "fan-1", "content": "Hello Anna!", "batchId": "may-newsletter"},
+            {"recipientId": "fan-2", "content": "Hello Ben!", "batchId": "may-newsletter", "priority": 8},
+        ]
+    }
+
     messages = Some(
         fields.Nested(Send),
         required=True,
@@ -312,18 +325,14 @@ class FailedQuery(FailureFilter):
     http_status = fields.Integer(data_key="httpStatus", validate=validate.Range(100, 599))
     limit = fields.Integer(load_default=50, validate=validate.Range(1, 200))
     offset = fields.Integer(
+        load_default=0,
         validate=validate.Range(0, 1_000_000_000),
-        metadata={"description": "Default 0; skips failures while somebody retries: prefer cursor", "default": 0},
+        metadata={"description": "Leaves failures out while somebody retries: prefer cursor"},
     )
     cursor = Text(
         validate=Matches(NUMBER_CURSOR, error="Must be the nextCursor of an earlier answer."),
-        metadata={"description": "nextCursor of the page before; instead of offset"},
+        metadata={"description": "nextCursor of the page before; offset counts from there"},
     )
-
-    @validates_schema(skip_on_field_errors=True)
-    def _pages_in_one_way(self, data: dict[str, Any], **_: Any) -> None:
-        if "offset" in data and "cursor" in data:
-            raise ValidationError("Give either offset or cursor.", "cursor")
 
 
 class AuditQuery(Narrow):
@@ -341,6 +350,8 @@ class AuditQuery(Narrow):
 
 
 class Retry(Strict):
+    example = {"expiresAt": "2035-06-02T09:00:00Z"}
+
     expires_at = Time(
         data_key="expiresAt",
         metadata={"description": "A new expiresAt; needed if the message's own has passed"},
@@ -348,6 +359,8 @@ class Retry(Strict):
 
 
 class Redrive(FailureFilter):
+    example = {"reason": "retries_exhausted", "dryRun": True}
+
     http_status = Whole(data_key="httpStatus", validate=validate.Range(100, 599))
     dry_run = Flag(data_key="dryRun", load_default=False, metadata={"description": "Count only"})
     include_unknown = Flag(
@@ -358,10 +371,14 @@ class Redrive(FailureFilter):
 
 
 class Resolve(Strict):
+    example = {"as": "sent"}
+
     as_ = fields.String(data_key="as", required=True, validate=validate.OneOf(["sent"]))
 
 
 class Dismiss(Strict):
+    example = {"reason": "The recipient has left"}
+
     reason = Text(
         required=True,
         validate=validate.Length(1, 1000),
@@ -397,6 +414,8 @@ class _Account(Strict):
 
 
 class AccountIn(_Account):
+    example = {"limits": "1/second,10/minute", "displayName": "Shop", "credentials": {"apiKey": "key-of-the-shop"}}
+
     credentials = fields.Nested(
         Credentials, metadata={"description": "Write-only; left as they are if not given", "writeOnly": True}
     )
@@ -410,6 +429,8 @@ class AccountSettingsPatch(Strict):
 class AccountPatch(_Account):
     """A JSON merge patch (RFC 7396): what is not named stays, null clears."""
 
+    example = {"credentials": {"apiKey": "new-key-of-the-shop"}}
+
     credentials = fields.Nested(
         Credentials,
         allow_none=True,
@@ -421,6 +442,8 @@ class AccountPatch(_Account):
 
 
 class Pause(Strict):
+    example = {"reason": "Holidays"}
+
     reason = Text(required=True, validate=validate.Length(1, 1000))
     until = Time(allow_none=True, metadata={"description": "Goes on by itself then; until resumed if not given"})
 

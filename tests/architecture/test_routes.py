@@ -28,6 +28,7 @@ from workers.settings import Settings
 SECRET = "a secret for tests " * 4
 PUBLIC = {
     "messaging.test",
+    "operations.home",
     "operations.healthz",
     "operations.readyz",
     "operations.metrics",  # guards itself, if METRICS_TOKEN is set
