@@ -11,8 +11,8 @@ BULLMQ := tests/bench/baselines/bullmq
 help:            ## what there is to do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-up: $(VENV)/.local           ## the whole pipeline on this machine; ^C stops it
-	@$(BIN)/paceline up
+up: $(VENV)/.local           ## the whole pipeline on this machine; ^C stops it; PORT=8001 for another port
+	@$(BIN)/paceline up $(if $(PORT),--port $(PORT))
 
 demo: $(VENV)/.local         ## the pipeline, a sandbox upstream and a mixed queue, with live progress
 	@$(BIN)/paceline demo

@@ -91,7 +91,7 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
 
 def _shown(account: Account, default_limits: Limits) -> dict[str, Any]:
     """As the outside sees it: of its credentials, only whether it has any."""
-    state = "paused" if account.paused_s else "cooldown" if account.cooldown_s else "active"
+    closed = account.closed()
     return {
         "account_id": account.id,
         "channel": account.channel,
@@ -100,7 +100,7 @@ def _shown(account: Account, default_limits: Limits) -> dict[str, Any]:
         "own_limits": account.limits is not None,
         "has_credentials": account.sealed_key is not None,
         "settings": account.settings,
-        "state": state,
-        "reason": account.pause_reason,
+        "state": closed.state if closed else "active",
+        "reason": closed and closed.reason,
         "paused_until": account.paused_until,
     }

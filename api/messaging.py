@@ -58,7 +58,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
         if query.get("account_id") and not found.accounts:
             raise ApiError(404, f"No account {query['account_id']}")
         depth, in_flight, dead = found.depth, found.in_flight, found.dead_letters
-        health = "degraded" if found.troubles else "healthy"
+        health, why = found.health
         return {
             "queue": {
                 "depth": depth,
@@ -71,7 +71,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
                 "rate_limit": ", ".join(str(limit).replace("/", " messages/") for limit in found.limits),
                 "last_processed_at": found.last_processed_at,
             },
-            "health": {"status": health, "message": "; ".join(found.troubles) or "All systems operational"},
+            "health": {"status": health, "message": why},
             "accounts": [_account(account, now) for account in found.accounts],
             "timestamp": now,
         }, 200

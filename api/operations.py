@@ -4,6 +4,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 from flask import Blueprint, Flask, Response, jsonify, request
@@ -106,6 +107,10 @@ GAUGES = {
     "paceline_oldest_message_age_seconds": ("How long the oldest due message has waited", ["account"]),
     "paceline_tokens_available": ("Tokens free now", ["account"]),
     "paceline_account_state": ("1 for an account that sends nothing now", ["account", "state", "reason"]),
+    "paceline_upstream_resting_seconds": (
+        "For how long an account's upstream has been resting: away, or out of credit",
+        ["account", "reason"],
+    ),
     "paceline_alive": ("Processes that live", ["kind"]),
     "paceline_store_up": ("Whether PostgreSQL answered", []),
     "paceline_redis_up": ("Whether Redis answered", []),
@@ -139,6 +144,7 @@ class Standing:
             found["paceline_store_up"].add_metric([], 0)
             return
         found["paceline_store_up"].add_metric([], 1)
+        now = datetime.now(UTC)
         for account in status.accounts:
             name = account.account.id
             found["paceline_queue_depth"].add_metric([name], account.depth)
@@ -147,8 +153,11 @@ class Standing:
             found["paceline_oldest_message_age_seconds"].add_metric([name], ages_s.get(name, 0.0))
             if account.tokens_available is not None:
                 found["paceline_tokens_available"].add_metric([name], account.tokens_available)
-            if account.closed_by is not None:
-                found["paceline_account_state"].add_metric([name, account.state, account.closed_by], 1)
+            if closed := account.closed:
+                found["paceline_account_state"].add_metric([name, closed.state, closed.by], 1)
+            if rest := account.account.rest:
+                for_s = max(0.0, (now - rest.since).total_seconds())
+                found["paceline_upstream_resting_seconds"].add_metric([name, rest.kind], for_s)
 
     def _processes(self, found: dict[str, GaugeMetricFamily]) -> None:
         alive = self._adapters.reader().alive()

@@ -473,10 +473,7 @@ class Receipt(Schema):
         data_key="estimatedSendTime",
         required=True,
         allow_none=True,
-        metadata={
-            "description": "null if nobody can say: paused without an end, or the tokens are out of reach. "
-            "What may expire or be cancelled before its turn is not foreseen: then others go earlier than told"
-        },
+        metadata={"description": "null if nobody can say: paused without an end, or the tokens are out of reach"},
     )
     message = fields.Constant("Message queued successfully", required=True)
     account_id = fields.String(data_key="accountId", required=True)
@@ -716,11 +713,7 @@ class QueueOut(Schema):
 
 
 class ProcessingOut(Schema):
-    estimated_time_seconds = fields.Float(
-        data_key="estimatedTimeSeconds",
-        required=True,
-        metadata={"description": "Until the last waiting message goes, scheduled ones included"},
-    )
+    estimated_time_seconds = fields.Float(data_key="estimatedTimeSeconds", required=True)
     rate_limit = fields.String(data_key="rateLimit", required=True)
     last_processed_at = Time(data_key="lastProcessedAt", required=True, allow_none=True)
 

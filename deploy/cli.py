@@ -5,11 +5,10 @@ import re
 import signal
 import sys
 import tempfile
-import threading
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,8 +17,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import click
 
 from deploy.lifeline import follow_lifeline
+from deploy.local import dotenv, running
+from deploy.local.stopping import Interrupted, Stop
 from deploy.sandbox.__main__ import main as run_sandbox
-from workers.settings import BadSetting, Settings
+from workers.settings import BadSetting, Settings, variables
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _TTL = re.compile(r"(\d+)([smhd])")
@@ -72,17 +73,30 @@ def paceline() -> None:
 @paceline.command()
 @port_option
 @data_dir_option
-@click.option("--sandbox", is_flag=True, help="With an upstream to try things out on, in place of the real one.")
-def up(port: int, data_dir: Path, sandbox: bool) -> None:
-    """The whole pipeline on one machine; ^C stops it cleanly."""
+@click.option(
+    "--sandbox/--no-sandbox",
+    default=None,
+    help="The upstream to try things out on, or the real one.  [default: the sandbox if the data are new and "
+    "ONLYFANS_BASE_URL is not set; later, what it was before]",
+)
+@click.option("--quiet", is_flag=True, help="Without a line for every message that moves.")
+def up(port: int, data_dir: Path, sandbox: bool | None, quiet: bool) -> None:
+    """The whole pipeline on one machine; ^C stops it cleanly.
+
+    Settings come from the environment, and from a file .env in the current directory where the environment has none.
+    """
+    from deploy.local.follow import Follower
     from deploy.stack import Stack
 
     stop = _stop_on_signal()
-    with Stack(data_dir, port=port, sandbox=sandbox, say=_say) as stack:
+    environ = _with_dotenv()
+    follower = Follower(data_dir / "logs", _say)
+    with Stack(data_dir, port=port, sandbox=sandbox, environ=environ, say=_say, stopping=stop) as stack:
         click.echo(f"ready {stack.url}")
         _how_to_begin(stack, data_dir)
         sys.stdout.flush()
-        stop.wait()
+        with nullcontext() if quiet else _following(follower, stack):
+            stop.wait()
         click.echo("stopping: what is in flight is finished first", err=True)
 
 
@@ -92,6 +106,7 @@ def up(port: int, data_dir: Path, sandbox: bool) -> None:
 def demo(messages: int, rate_limit: str) -> None:
     """The pipeline with the sandbox upstream and a mixed queue, with live progress."""
     from deploy.demo import run
+    from deploy.servers.places import throwaway_directory
     from deploy.stack import Stack
 
     stop = _stop_on_signal()
@@ -106,8 +121,8 @@ def demo(messages: int, rate_limit: str) -> None:
         "CELERY_BROKER_URL": "",
     }
     with (
-        tempfile.TemporaryDirectory(prefix="paceline-demo-", ignore_cleanup_errors=True) as directory,
-        Stack(Path(directory), port=0, sandbox=True, environ=environ, say=_say) as stack,
+        throwaway_directory("paceline-demo-") as directory,
+        Stack(directory, port=0, sandbox=True, environ=environ, say=_say, stopping=stop) as stack,
     ):
         agreed = run(stack, messages, stop)
     sys.exit(0 if agreed else 1)
@@ -154,6 +169,7 @@ def token(role: str, sub: str, accounts: str, ttl: timedelta, data_dir: Path) ->
     from api.auth import Role, issue_token
     from deploy.stack import own_secret
 
+    _beside_up(data_dir)
     secret = os.environ.get("JWT_SECRET_KEY")
     if secret and len(secret.encode()) < 32:
         raise BadSetting("JWT_SECRET_KEY", "(not shown)", "must be at least 32 bytes; make one: openssl rand -hex 32")
@@ -181,7 +197,7 @@ def token(role: str, sub: str, accounts: str, ttl: timedelta, data_dir: Path) ->
     required=True,
     help="CSV with the API's field names as columns, NDJSON or a JSON array; - for stdin.",
 )
-@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Where the API is.")
+@click.option("--url", help="Where the API is.  [default: that of the local Paceline, or http://127.0.0.1:8000]")
 @click.option("--channel", default="onlyfans", show_default=True)
 @click.option("--token", envvar="PACELINE_TOKEN", help="[env: PACELINE_TOKEN; default: made from the local secret]")
 @click.option("--account", help="For messages without an accountId.")
@@ -192,7 +208,7 @@ def token(role: str, sub: str, accounts: str, ttl: timedelta, data_dir: Path) ->
 @click.option("--dry-run", is_flag=True, help="Look at every row, and send nothing.")
 @data_dir_option
 def send(
-    file: Path, url: str, channel: str, token: str | None, account: str | None, batch_id: str | None,
+    file: Path, url: str | None, channel: str, token: str | None, account: str | None, batch_id: str | None,
     time_zone: ZoneInfo | None, chunk: int, name: str | None, dry_run: bool, data_dir: Path,
 ) -> None:  # fmt: skip
     """Queue a file of messages.
@@ -202,6 +218,8 @@ def send(
     """
     from deploy.send import Sender, read, run, token_of
 
+    running = _beside_up(data_dir)
+    url = url or (running.url if running else "http://127.0.0.1:8000")
     if not re.match(r"https?://[^/]", url):
         raise click.BadParameter(f"{url!r} is not http://… or https://…", param_hint="--url")
     if str(file) == "-" and not name:
@@ -253,12 +271,14 @@ def pacer() -> None:
 
 @paceline.command()
 @click.option("--wait", is_flag=True, help="Change nothing: wait until somebody else has brought it there.")
-def migrate(wait: bool) -> None:
+@data_dir_option
+def migrate(wait: bool, data_dir: Path) -> None:
     """Bring the schema to head."""
     from sqlalchemy.exc import OperationalError
 
     from workers.store import migrations
 
+    _beside_up(data_dir)
     settings = Settings.from_env()
     if wait:
         _await_schema(settings.database_url)
@@ -271,11 +291,13 @@ def migrate(wait: bool) -> None:
 
 
 @paceline.command()
-def rekey() -> None:
+@data_dir_option
+def rekey(data_dir: Path) -> None:
     """Encrypt every account's credentials under the newest CREDENTIALS_KEY."""
     from workers.bootstrap import build
     from workers.domain.errors import CannotSeal, Unreadable
 
+    _beside_up(data_dir)
     adapters = build(Settings.from_env())
     try:
         click.echo(f"{adapters.accounts().rekey()} accounts' credentials are under the newest key")
@@ -288,10 +310,15 @@ def rekey() -> None:
 
 
 @paceline.command()
-def check() -> None:
-    """Configuration and connections, each with its fix."""
+@data_dir_option
+def check(data_dir: Path) -> None:
+    """Configuration and connections, each with its fix.
+
+    Of the environment; where that names no servers, of the Paceline that runs on the data directory.
+    """
     from deploy.check import run
 
+    _beside_up(data_dir)
     sys.exit(0 if run(click.echo) else 1)
 
 
@@ -304,7 +331,8 @@ def main() -> None:
     follow_lifeline()
     try:
         paceline(standalone_mode=False)
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, Interrupted):
+        click.echo("stopped", err=True)
         sys.exit(130)
     except click.UsageError as error:
         error.show()
@@ -368,9 +396,9 @@ def _say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def _stop_on_signal() -> threading.Event:
-    """Set on ^C or SIGTERM. During start-up the first one interrupts whatever is going on."""
-    stop = threading.Event()
+def _stop_on_signal() -> Stop:
+    """Set on ^C or SIGTERM."""
+    stop = Stop()
 
     def heard(*_: object) -> None:
         stop.set()
@@ -380,16 +408,63 @@ def _stop_on_signal() -> threading.Event:
     return stop
 
 
+def _with_dotenv() -> dict[str, str]:
+    """The environment, and what a file .env in the current directory adds to it. Says what that is."""
+    path = Path(".env")
+    if not path.is_file():
+        return dict(os.environ)
+    file = dotenv.read(path, variables().keys())
+    added = sorted(name for name in file if not os.environ.get(name))
+    if added:
+        _say(f"from .env: {', '.join(added)}")
+    return dotenv.merged(os.environ, file)
+
+
+def _beside_up(data_dir: Path) -> running.Running | None:
+    """Mean the same settings as `paceline up` does, if the environment names no servers of its own: those of the stack
+    that runs on the data directory, or else of .env. Returns that stack."""
+    found = running.find(data_dir)
+    if os.environ.get("DATABASE_URL"):
+        return found
+    environ = dotenv.merged(os.environ, found.environ) if found else _with_dotenv()
+    os.environ.update(environ)
+    return found
+
+
+@contextmanager
+def _following(follower: Any, stack: Any) -> Iterator[None]:
+    """Say a line for every message that moves."""
+    from workers.bootstrap import build
+    from workers.domain.errors import StoreUnavailable
+    from workers.store import queries
+
+    if stack.settings.log_format != "json":
+        _say("LOG_FORMAT is not json, so the logs alone tell what moves")
+        yield
+        return
+    adapters = build(stack.settings, pool_size=1, name="paceline up")
+
+    def words(message_id: str) -> str | None:
+        with suppress(StoreUnavailable):
+            said = [*queries.attempts(adapters.db, message_id), *queries.dead_letters(adapters.db, message_id)]
+            return next((row["error"] for row in reversed(said) if row["error"]), None)
+        return None
+
+    follower.words = words
+    try:
+        with follower:
+            yield
+    finally:
+        adapters.close()
+
+
 def _how_to_begin(stack: Any, data_dir: Path) -> None:
-    """A token and a line to paste."""
+    """Where messages go, a token, and a line to paste."""
     from api.auth import Role, issue_token
 
     settings = stack.settings
     click.echo(f"logs in {data_dir / 'logs'}, docs at {stack.url}/docs")
-    if stack.sandbox:
-        click.echo(f"messages go to the sandbox at {stack.sandbox_url}")
-    elif not os.environ.get("ONLYFANS_BASE_URL"):
-        click.echo("ONLYFANS_BASE_URL is not set, so messages will not arrive; --sandbox brings an upstream along")
+    click.echo(stack.upstream)
     if settings.jwt_secret_key is None:
         click.echo("tokens are issued elsewhere (JWT_PUBLIC_KEY or JWT_JWKS_FILE)")
         return

@@ -23,8 +23,11 @@ from typing import Self
 from urllib.error import HTTPError, URLError
 
 from deploy.lifeline import LIFELINE
+from deploy.local import running, upstream
+from deploy.local.stopping import Stop
 from deploy.opener import open_url
-from deploy.servers import Servers
+from deploy.servers import Servers, lock, wheels
+from deploy.servers.places import make_data_dir
 from workers.settings import Settings
 from workers.store import migrations
 
@@ -57,23 +60,28 @@ class Stack:
     """A context manager: inside it the pipeline runs and is ready.
 
     data_dir: where servers, secret and logs live. environ: settings, as environment variables; DATABASE_URL and
-    REDIS_URL there mean servers that are already running. say: gets a line for people now and then.
+    REDIS_URL there mean servers that are already running. sandbox: None for the upstream that the data are for, which
+    is the sandbox if they are new (`local.upstream`). say: gets a line for people now and then. stopping: when it is
+    set, a start ends with Interrupted.
     """
 
     data_dir: Path
     port: int = 8000
-    sandbox: bool = False
+    sandbox: bool | None = False
     sandbox_arguments: list[str] = field(default_factory=list)
     api_workers: int = 1
     workers: int = 1
     pacers: int = 1
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     say: Callable[[str], None] = lambda _: None
+    stopping: Stop = field(default_factory=Stop)
 
     def __post_init__(self) -> None:
         self.services: dict[str, Service] = {}
         self.servers: Servers | None = None
         self.sandbox_url = ""
+        self.upstream = ""
+        self._lock: int | None = None
         self._environ: dict[str, str] = {}
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
@@ -105,12 +113,16 @@ class Stack:
         self._stopping.set()
         if self._watcher.is_alive():
             self._watcher.join()
+            running.forget(self.data_dir)
         names = list(self.services)
         for group in (["api"], [n for n in names if n.startswith(("worker", "pacer"))], ["sandbox"]):
             self._stop_services([self.services[name] for name in group if name in self.services])
         if self.servers is not None:
             self.servers.__exit__(None, None, None)
             self.servers = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
         for end in self._lifeline:
             with suppress(OSError):
                 os.close(end)
@@ -131,17 +143,13 @@ class Stack:
         self._environ = {**self.environ}
         # A wrong setting is refused before anything is started or migrated.
         Settings.from_env({"DATABASE_URL": "postgresql://later", "REDIS_URL": "redis://later", **_set(self._environ)})
-        self.data_dir.mkdir(parents=True, exist_ok=True)
+        make_data_dir(self.data_dir)
         self.say("starting what it takes: PostgreSQL, Valkey, API, worker, pacer")
-        if not (self._environ.get("DATABASE_URL") and self._environ.get("REDIS_URL")):
-            self.servers = Servers(self.data_dir)
-            self.servers.__enter__()
-            self._environ["DATABASE_URL"] = self._environ.get("DATABASE_URL") or self.servers.database_url
-            self._environ["REDIS_URL"] = self._environ.get("REDIS_URL") or self.servers.redis_url
+        self._start_servers()
         if not any(self._environ.get(name) for name in ("JWT_SECRET_KEY", "JWT_PUBLIC_KEY", "JWT_JWKS_FILE")):
             self._environ["JWT_SECRET_KEY"] = own_secret(self.data_dir)
-        if self.sandbox:
-            self._start_sandbox()
+        self._choose_upstream()
+        self.stopping.check()
         migrations.upgrade(self.settings.database_url)
         metrics = self.data_dir / "metrics"
         metrics.mkdir(exist_ok=True)
@@ -154,7 +162,32 @@ class Stack:
         for at, (kind, n) in enumerate(senders):
             self._launch(f"{kind}{n + 1}", [kind], {"METRICS_PORT": str(port + at)} if port else {})
         self._await_ready()
+        running.tell(self.data_dir, self.url, self._environ)
         self._watcher.start()
+
+    def _start_servers(self) -> None:
+        """Those of our own that the environment does not name."""
+        if self._environ.get("DATABASE_URL") and self._environ.get("REDIS_URL"):
+            self._lock = lock(self.data_dir)
+            return
+        wheels.check()
+        self.servers = Servers(self.data_dir, say=self.say, stopping=self.stopping)
+        self.servers.__enter__()
+        self._environ["DATABASE_URL"] = self._environ.get("DATABASE_URL") or self.servers.database_url
+        self._environ["REDIS_URL"] = self._environ.get("REDIS_URL") or self.servers.redis_url
+
+    def _choose_upstream(self) -> None:
+        """Decide where messages go, remember it, and start the sandbox if it is that."""
+        named = self._environ.get("ONLYFANS_BASE_URL", "")
+        new = migrations.current(self.settings.database_url) is None
+        choice = upstream.choose(asked=self.sandbox, named=named, before=upstream.kept(self.data_dir), new=new)
+        self.sandbox = choice.base_url is None
+        if self.sandbox:
+            self._start_sandbox()
+        elif choice.base_url:
+            self._environ["ONLYFANS_BASE_URL"] = choice.base_url
+        upstream.keep(self.data_dir, choice)
+        self.upstream = choice.words.format(sandbox=self.sandbox_url)
 
     def _start_sandbox(self) -> None:
         port = free_port()
@@ -174,7 +207,8 @@ class Stack:
         service.since_s = time.monotonic()
         with (logs / f"{name}.log").open("ab") as log:
             service.process = subprocess.Popen(
-                [sys.executable, "-m", "deploy.cli", *service.arguments],
+                # -P: a directory `deploy` or `api` where we were started is not ours
+                [sys.executable, "-P", "-m", "deploy.cli", *service.arguments],
                 env={**self._environ, **service.environ, LIFELINE: str(self._lifeline[0])},
                 pass_fds=[self._lifeline[0]],
                 stdin=subprocess.DEVNULL,
@@ -187,6 +221,7 @@ class Stack:
         deadline = time.monotonic() + READY_WITHIN_S
         missing: object = "the API does not answer"
         while time.monotonic() < deadline:
+            self.stopping.check()
             for service in self.services.values():
                 if service.process is not None and service.process.poll() is not None:
                     raise StackFailed(f"{service.name} stopped at once:\n{self._tail(service.name)}")
@@ -231,7 +266,7 @@ class Stack:
 def own_secret(data_dir: Path) -> str:
     """The secret of a local Paceline: made once, kept in its data directory, readable by its owner alone."""
     path = data_dir / "jwt_secret"
-    data_dir.mkdir(parents=True, exist_ok=True)
+    make_data_dir(data_dir)
     with suppress(FileExistsError):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:

@@ -38,6 +38,7 @@ EMPTY = (
     "INSERT INTO accounts (id) VALUES ('default')",
     "DO $$ BEGIN PERFORM set_config('paceline.prune_audit', 'on', true); TRUNCATE audit; END $$",
 )
+RUN = "paceline-tests-"
 ALICE = Actor(subject="alice", role="operator", request_id="a-request")
 
 
@@ -45,8 +46,35 @@ def pytest_configure(config: pytest.Config) -> None:
     """A directory of this run's own: in the one that pytest would share among runs, each that starts closes the door to
     the servers of those that run, which are other users' where root runs the tests."""
     if not config.option.basetemp and not hasattr(config, "workerinput"):
-        config.option.basetemp = tempfile.mkdtemp(prefix="paceline-tests-")
+        config.option.basetemp = tempfile.mkdtemp(prefix=RUN)
         config.add_cleanup(lambda: shutil.rmtree(config.option.basetemp, ignore_errors=True))
+
+
+class OpenDirectories:
+    """pytest's temporary directories, which users other than root may pass through: those that servers run as."""
+
+    def __init__(self, factory: pytest.TempPathFactory) -> None:
+        self._factory = factory
+        base = factory.getbasetemp()
+        base.chmod(0o711)
+        if base.parent.name.startswith(RUN):  # a worker's own is in that of the run
+            base.parent.chmod(0o711)
+
+    def getbasetemp(self) -> Path:
+        return self._factory.getbasetemp()
+
+    def mktemp(self, basename: str, numbered: bool = True) -> Path:
+        made = self._factory.mktemp(basename, numbered)
+        made.chmod(0o711)
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._factory, name)
+
+
+@pytest.fixture(scope="session")
+def tmp_path_factory(tmp_path_factory: pytest.TempPathFactory) -> OpenDirectories:
+    return OpenDirectories(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +105,7 @@ def upstream(_upstream: Sandbox) -> Sandbox:
     """The sandbox, as new: there, no faults, an empty ledger, honouring idempotency keys, hardly limiting."""
     _upstream.reset()
     _upstream.faults.clear()
+    _upstream.faults.set_rates({})
     _upstream.away = None
     _upstream.switch(Sandbox().switches())
     return _upstream

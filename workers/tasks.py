@@ -12,8 +12,9 @@ from workers.services.recovery import verify as verify_due
 from workers.telemetry import logger
 from workers.wakeups import PUBLICATION
 
-VERIFIERS = threading.BoundedSemaphore(2)
-"""Look-ups may take long, and drains want the process's threads too."""
+VERIFIERS = threading.BoundedSemaphore(1)
+"""One task at a time makes lookups, several at once and for as long as there are any: drains want the process's threads
+too."""
 
 log = logger(__name__)
 

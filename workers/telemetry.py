@@ -53,12 +53,16 @@ pacer_lag = Gauge(
 )
 
 
+_NEVER_ATTEMPTS = (OutcomeKind.THROTTLED, OutcomeKind.UNAVAILABLE, OutcomeKind.IN_PROGRESS)
+"""Outcomes of deferrals."""
+
+
 def begin_at_zero(channels: Iterable[str]) -> None:
     """Have every series there from the start: the first event of one that appears with it would be no increase."""
     for outcome in ("sent", "failed", "cancelled", "expired"):
         messages_processed.labels(outcome)
     for kind in OutcomeKind:
-        if kind is not OutcomeKind.THROTTLED:  # a deferral, never an attempt
+        if kind not in _NEVER_ATTEMPTS:
             attempts.labels(str(kind))
     for reason in DeferralReason:
         deferrals.labels(str(reason))

@@ -1,7 +1,6 @@
 """A run from an empty directory to the verdict."""
 
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from deploy.faults.judge import Verdict, judge
 from deploy.faults.load import Load
 from deploy.faults.schedule import SEND_TIMEOUT_S, Kind, Options, plan
 from deploy.servers import Breakable
+from deploy.servers.places import throwaway_directory
 from deploy.stack import Stack
 from ratelimit import Limits
 from workers.bootstrap import build
@@ -46,10 +46,8 @@ def run(
     """
     console = console or Console()
     began_s = time.monotonic()
-    home = nullcontext(str(data_dir)) if data_dir else tempfile.TemporaryDirectory(
-        prefix="paceline-faults-", ignore_cleanup_errors=True
-    )  # fmt: skip
-    with home as directory, _stack(Path(directory), options, environ or _without_servers(os.environ)) as stack:
+    home = nullcontext(data_dir) if data_dir else throwaway_directory("paceline-faults-")
+    with home as directory, _stack(directory, options, environ or _without_servers(os.environ)) as stack:
         breakable = servers or stack.servers
         assert breakable is not None, "somebody must hold the servers that are to be broken"
         api = _api(stack, options)

@@ -509,6 +509,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _head(self, answer: Answer, length: int) -> bytes:
         lines = [
             f"HTTP/1.1 {answer.status} {responses.get(answer.status, 'Unknown')}",
+            f"Date: {self.date_time_string()}",
             "Content-Type: application/json",
             f"Content-Length: {length}",
             f"Connection: {'close' if self.close_connection else 'keep-alive'}",

@@ -77,7 +77,7 @@ LIVES_IN = {
 }
 
 PURE = {"abc", "collections", "dataclasses", "datetime", "decimal", "enum", "functools", "itertools", "math", "random"}
-PURE |= {"re", "types", "typing"}
+PURE |= {"html", "re", "types", "typing", "unicodedata"}
 """All that the domain may use of the standard library: no clock, no socket, no file."""
 
 ADAPTERS = {"Database", "Tokens", "Wakeups", "OnlyFans"}

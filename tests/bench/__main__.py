@@ -1,7 +1,6 @@
 """`python -m tests.bench`: measure, and show one table."""
 
 import logging
-import tempfile
 import time
 from functools import partial
 from importlib import import_module
@@ -10,6 +9,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from deploy.servers.places import throwaway_directory
 from tests.bench.benchmark import BENCHMARKS, Result
 from tests.bench.processes import clean_up_on_sigterm
 from tests.bench.report import commit, machine, markdown, show, write
@@ -41,8 +41,8 @@ def main(only: str, rounds: int, quick: bool, file: Path | None, names_only: boo
     console, progress = Console(width=180), Console(stderr=True)
     began_s = time.monotonic()
     with (
-        tempfile.TemporaryDirectory(prefix="pace-") as directory,  # short: Unix sockets do not take long paths
-        Stage(Path(directory), quick, say=partial(progress.print, highlight=False, markup=False)) as stage,
+        throwaway_directory("pace-") as directory,  # short: Unix sockets do not take long paths
+        Stage(directory, quick, say=partial(progress.print, highlight=False, markup=False)) as stage,
     ):
         results = list(run((BENCHMARKS[name] for name in wanted), stage, rounds, stage.say))
         measured_on = machine(stage.versions())

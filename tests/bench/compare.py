@@ -13,7 +13,6 @@ does not honour idempotency keys, so that what is sent twice arrives twice. Each
 """
 
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -27,6 +26,7 @@ from rich.table import Table
 
 from deploy.sandbox import Entry, Sandbox
 from deploy.sandbox.ledger import COUNTED, fullest_window
+from deploy.servers.places import throwaway_directory
 from tests.bench.benchmark import percentile
 from tests.bench.contestants import Contestant, ours_on_trial, rival_on_trial
 from tests.bench.dispatch import NO_LIMIT
@@ -205,7 +205,7 @@ def main(only: str, file: Path | None) -> None:
         progress.print(words, highlight=False, markup=False)
 
     wanted = {name.strip().lower() for name in only.split(",") if name.strip()}
-    with tempfile.TemporaryDirectory(prefix="pace-") as directory, Stage(Path(directory), say=say) as stage:
+    with throwaway_directory("pace-") as directory, Stage(directory, say=say) as stage:
         lines = [
             compare(name, start, say)
             for name, start in contestants(stage).items()

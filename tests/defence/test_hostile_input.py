@@ -18,9 +18,11 @@ from deploy.sandbox import Fault, Sandbox
 from tests.architecture.test_routes import BODIES, ROUTES, Route
 from tests.defence.conftest import Process
 from workers.bootstrap import Adapters
+from workers.channels.base import Sender
 from workers.channels.onlyfans import OnlyFans
+from workers.domain.lookup import History
 from workers.domain.message import Claim
-from workers.domain.outcome import Evidence, OutcomeKind
+from workers.domain.outcome import OutcomeKind
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
 
@@ -148,12 +150,12 @@ def test_a_recipient_is_one_piece_of_a_path(
     upstream: Sandbox, recipient_id: str, submit: Callable[..., Receipt]
 ) -> None:
     channel = OnlyFans(upstream.url, api_key="k")
-    finding = channel.find(claim(recipient_id), None, started_ago_s=1, known_ids=frozenset(), timeout_s=5)
+    history = channel.history(recipient_id, Sender(), since_s=1, timeout_s=5)
     channel.close()
     if recipient_id in (".", ".."):
-        assert (finding.evidence, finding.error) == (Evidence.UNAVAILABLE, "no path can name this chat")
+        assert history.error == "no path can name this chat"
     else:
-        assert finding.evidence is Evidence.ABSENT  # the history of that very chat, which is empty
+        assert history == History()  # of that very chat, which is empty
 
 
 def test_what_the_upstream_says_is_one_line_of_plain_text(
@@ -255,7 +257,7 @@ def one_event_a_line(log: str, log_format: str) -> int:
 def test_an_upstream_that_sends_us_elsewhere_is_not_followed(upstream: Sandbox) -> None:
     upstream.faults.add(Fault("status", status=307, error="elsewhere"))
     channel = OnlyFans(upstream.url, api_key="k")
-    outcome = asyncio.run(channel.send(claim("fan-1"), None, start_by_s=float("inf"), timeout_s=5))
+    outcome = asyncio.run(channel.send(claim("fan-1"), Sender(), start_by_s=float("inf"), timeout_s=5))
     channel.close()
-    assert outcome.kind is OutcomeKind.FAILED
+    assert outcome.kind is OutcomeKind.UNAVAILABLE
     assert len(upstream.ledger.entries) <= 1

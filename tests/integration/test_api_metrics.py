@@ -23,7 +23,7 @@ from ratelimit.connection import know_server
 from workers.bootstrap import Adapters, build
 from workers.domain.errors import StoreUnavailable
 from workers.domain.message import Claim
-from workers.domain.outcome import Outcome, OutcomeKind
+from workers.domain.outcome import Capabilities, Outcome, OutcomeKind
 from workers.domain.retry import MarkSent
 from workers.services.dispatch import Dispatcher
 from workers.services.settle import Settlement, announce, settle
@@ -198,7 +198,7 @@ def test_a_claim_taken_back_is_a_deferral(
         return Outcome(OutcomeKind.ACCEPTED, upstream_id=claim.message_id)
 
     submit("fan-1")
-    channel = SimpleNamespace(name="onlyfans", idempotent=True, has_history=False, send=send)
+    channel = SimpleNamespace(name="onlyfans", capabilities=Capabilities(idempotent=True), send=send)
     replace(dispatcher, db=forgetful, channels={"onlyfans": channel}).drain("default")  # type: ignore[arg-type]
     (not_counted,) = adapters.db.all("SELECT deferral FROM attempts WHERE NOT counted")
     assert not_counted["deferral"] == "interrupted"
@@ -212,7 +212,7 @@ def test_what_never_left_is_no_call_upstream(
         return Outcome(OutcomeKind.FAILED, left=False, interrupted=True)
 
     submit()
-    channel = SimpleNamespace(name="onlyfans", idempotent=True, has_history=False, send=too_late)
+    channel = SimpleNamespace(name="onlyfans", capabilities=Capabilities(idempotent=True), send=too_late)
     stopping = threading.Event()
     drain = replace(dispatcher, channels={"onlyfans": channel}, stopping=stopping)
     channel.send = lambda *_, **__: stopping.set() or too_late()
@@ -239,7 +239,7 @@ def test_a_request_answered_after_its_token_was_lent_again_is_an_overshoot(
             await asyncio.to_thread(second_is_out.wait, 60)
         return Outcome(OutcomeKind.ACCEPTED, upstream_id=claim.message_id)
 
-    channel = SimpleNamespace(name="onlyfans", idempotent=True, has_history=False, send=send)
+    channel = SimpleNamespace(name="onlyfans", capabilities=Capabilities(idempotent=True), send=send)
     slow = replace(dispatcher, channels={"onlyfans": channel}, lease_s=0.2)
     submit("fan-1", account_id=account_id)
     submit("fan-2", account_id=account_id)

@@ -147,7 +147,7 @@ def test_without_a_worker_or_a_pacer_it_is_degraded(
     for kind in running:
         adapters.wakeups.beat(kind, "1", 600)
     health = status().json["health"]
-    assert health["status"] == "degraded"
+    assert health["status"] == "down"
     assert f"No {missing} is running" in health["message"]
 
 

@@ -20,12 +20,14 @@ import pytest
 
 from deploy.sandbox import Fault, Sandbox
 from tests.integration.peers import Authority, Peer, answer_all, answering, broken, hear, loop, run
+from workers.channels.base import Sender
 from workers.channels.http.answer import Incoming
 from workers.channels.http.transport import Answer, NoAnswer, NotSent, Transport, Upstream
 from workers.channels.onlyfans import OnlyFans, outcome_of
 from workers.clock import monotonic_s
+from workers.domain.lookup import Evidence, History, compare
 from workers.domain.message import Claim
-from workers.domain.outcome import Evidence, Finding, Outcome, OutcomeKind
+from workers.domain.outcome import Blame, Outcome, OutcomeKind
 
 Scripted = Callable[..., str]
 
@@ -52,8 +54,18 @@ def claim(recipient_id: str = "fan-1", content: str = "Hello", message_id: str =
     )
 
 
-def send(channel: OnlyFans, one: Claim | None = None, *, start_in_s: float = 2.0, timeout_s: float = 1.0) -> Outcome:
-    return run(channel.send(one or claim(), "key-1", start_by_s=monotonic_s() + start_in_s, timeout_s=timeout_s))
+OURS, HOUSE = Sender("key-1"), Sender()
+
+
+def send(
+    channel: OnlyFans,
+    one: Claim | None = None,
+    *,
+    sender: Sender = OURS,
+    start_in_s: float = 2.0,
+    timeout_s: float = 1.0,
+) -> Outcome:
+    return run(channel.send(one or claim(), sender, start_by_s=monotonic_s() + start_in_s, timeout_s=timeout_s))
 
 
 @pytest.fixture
@@ -120,32 +132,63 @@ def test_an_accepted_message_brings_the_upstreams_id(channel: OnlyFans, upstream
 
 
 @pytest.mark.parametrize(
-    ("status", "kind", "account_fault"),
+    ("status", "kind", "blame"),
     [
-        (400, OutcomeKind.REJECTED, False),
-        (401, OutcomeKind.REJECTED, True),
-        (403, OutcomeKind.REJECTED, True),
-        (404, OutcomeKind.REJECTED, False),
-        (408, OutcomeKind.FAILED, False),
-        (422, OutcomeKind.REJECTED, False),
-        (425, OutcomeKind.FAILED, False),
-        (429, OutcomeKind.THROTTLED, False),
-        (500, OutcomeKind.FAILED, False),
-        (503, OutcomeKind.FAILED, False),
+        (400, OutcomeKind.REJECTED, Blame.MESSAGE),
+        (401, OutcomeKind.REJECTED, Blame.CREDENTIAL),
+        (402, OutcomeKind.REJECTED, Blame.CREDENTIAL),
+        (403, OutcomeKind.REJECTED, None),
+        (404, OutcomeKind.REJECTED, Blame.RECIPIENT),
+        (408, OutcomeKind.UNKNOWN, Blame.UPSTREAM),
+        (409, OutcomeKind.REJECTED, Blame.MESSAGE),
+        (410, OutcomeKind.REJECTED, Blame.RECIPIENT),
+        (422, OutcomeKind.REJECTED, Blame.MESSAGE),
+        (425, OutcomeKind.UNKNOWN, Blame.UPSTREAM),
+        (429, OutcomeKind.THROTTLED, None),
+        (500, OutcomeKind.UNKNOWN, Blame.UPSTREAM),
+        (503, OutcomeKind.UNKNOWN, Blame.UPSTREAM),
     ],
 )
 def test_every_status_has_its_outcome(
-    channel: OnlyFans, upstream: Sandbox, status: int, kind: OutcomeKind, account_fault: bool
+    channel: OnlyFans, upstream: Sandbox, status: int, kind: OutcomeKind, blame: Blame | None
 ) -> None:
     upstream.faults.add(Fault("status", status=status, error="because"))
     outcome = send(channel)
-    assert (outcome.kind, outcome.account_fault) == (kind, account_fault)
+    assert (outcome.kind, outcome.blame) == (kind, blame)
     assert (outcome.http_status, outcome.error, outcome.left) == (status, "because", True)
 
 
-def test_a_redirect_is_a_failure_and_is_not_followed() -> None:
-    outcome = outcome_of(Answer(302, {"Location": "http://elsewhere"}, b""), 0.1)
-    assert (outcome.kind, outcome.error) == (OutcomeKind.FAILED, "HTTP 302")
+def test_503_with_retry_after_was_refused_unread(channel: OnlyFans, upstream: Sandbox) -> None:
+    upstream.faults.add(Fault("status", status=503, retry_after_s=7))
+    outcome = send(channel)
+    assert (outcome.kind, outcome.blame, outcome.retry_after_s) == (OutcomeKind.UNAVAILABLE, Blame.UPSTREAM, 7)
+    assert outcome.left
+
+
+def test_where_5xx_are_trusted_they_mean_not_sent(channel: OnlyFans, upstream: Sandbox) -> None:
+    upstream.faults.add(Fault("status", status=500))
+    assert send(channel, sender=Sender("key-1", {"trust5xx": True})).kind is OutcomeKind.FAILED
+
+
+def test_a_conflict_is_a_key_in_use_where_keys_are_honoured() -> None:
+    conflict = Answer(409, {"Retry-After": "3"}, b"{}")
+    assert outcome_of(conflict, idempotent=True).kind is OutcomeKind.IN_PROGRESS
+    assert outcome_of(conflict, idempotent=True).retry_after_s == 3
+
+
+def test_404_of_something_that_is_not_the_platform_blames_nobody_for_certain() -> None:
+    assert outcome_of(Answer(404, {}, b"<html>nginx</html>")).blame is None
+
+
+@pytest.mark.parametrize(("status", "kind"), [(302, OutcomeKind.UNKNOWN), (307, OutcomeKind.UNAVAILABLE)])
+def test_a_redirect_is_not_followed(status: int, kind: OutcomeKind) -> None:
+    outcome = outcome_of(Answer(status, {"Location": "http://elsewhere"}, b""))
+    assert (outcome.kind, outcome.error) == (kind, f"HTTP {status}")
+
+
+def test_what_an_upstream_quotes_of_the_message_or_the_key_is_left_out(channel: OnlyFans, upstream: Sandbox) -> None:
+    upstream.faults.add(Fault("status", status=400, error="'Hello Anna' is not allowed for key-1"))
+    assert send(channel, claim(content="Hello Anna")).error == "'…' is not allowed for …"
 
 
 @pytest.mark.parametrize("fault", ["cut", "cut_before", "cut_midway", "garbage", "no_id"])
@@ -174,18 +217,18 @@ def test_a_head_that_drips_is_cut_off_too(scripted: Scripted) -> None:
 
 def test_a_refused_connection_certainly_never_left() -> None:
     outcome = send(OnlyFans("http://127.0.0.1:1"))
-    assert (outcome.kind, outcome.left, outcome.interrupted) == (OutcomeKind.FAILED, False, False)
+    assert (outcome.kind, outcome.left, outcome.interrupted) == (OutcomeKind.UNAVAILABLE, False, False)
 
 
 def test_a_name_that_does_not_resolve_certainly_never_left() -> None:
     outcome = send(OnlyFans("http://no-such-host.invalid"), timeout_s=5)
-    assert (outcome.kind, outcome.left) == (OutcomeKind.FAILED, False)
+    assert (outcome.kind, outcome.left) == (OutcomeKind.UNAVAILABLE, False)
 
 
 def test_a_failed_tls_handshake_certainly_never_left(scripted: Scripted) -> None:
     url = scripted(b"this is not TLS").replace("http://", "https://")
     outcome = send(OnlyFans(url))
-    assert (outcome.kind, outcome.left) == (OutcomeKind.FAILED, False)
+    assert (outcome.kind, outcome.left) == (OutcomeKind.UNAVAILABLE, False)
 
 
 def test_a_sleeper_that_wakes_too_late_does_not_send(channel: OnlyFans, upstream: Sandbox) -> None:
@@ -214,21 +257,44 @@ def test_a_connection_that_nobody_uses_again_is_closed(serve: Serve, monkeypatch
 
 
 def test_the_upstreams_words_are_trimmed_and_made_plain() -> None:
-    outcome = outcome_of(Answer(400, {}, b'{"error": {"message": "Not\\r\\n now ' + b"x" * 2000 + b'"}}'), 0.1)
+    outcome = outcome_of(Answer(400, {}, b'{"error": {"message": "Not\\r\\n now ' + b"x" * 2000 + b'"}}'))
     assert outcome.error is not None
     assert outcome.error.startswith("Not now xxx")
     assert len(outcome.error) == 500
 
 
 def find(channel: OnlyFans, one: Claim, *, ago_s: float = 5.0, known: frozenset[str] = frozenset()) -> Evidence:
-    return channel.find(one, "key-1", started_ago_s=ago_s, known_ids=known, timeout_s=2).evidence
+    history = channel.history(one.recipient_id, OURS, since_s=ago_s, timeout_s=2)
+    return compare(history, one, known).evidence
 
 
 def test_the_history_proves_presence_and_absence(channel: OnlyFans) -> None:
     sent = send(channel, claim(content="here"))
+    known = frozenset({str(sent.upstream_id)})
     assert find(channel, claim(content="here")) is Evidence.FOUND
-    assert find(channel, claim(content="never")) is Evidence.ABSENT
-    assert find(channel, claim(content="here"), known=frozenset({str(sent.upstream_id)})) is Evidence.ABSENT
+    assert find(channel, claim(content="never"), known=known) is Evidence.ABSENT
+    assert find(channel, claim(content="never")) is Evidence.UNCLEAR  # who knows what "here" was when it left
+    assert find(channel, claim(content="here"), known=known) is Evidence.ABSENT
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_who_wrote_an_entry_is_told_apart_where_the_platform_says(
+    channel: OnlyFans, upstream: Sandbox, told: bool
+) -> None:
+    upstream.ledger.chats.authors = told
+    upstream.fan_says("key-1", "fan-1", "ok")
+    assert find(channel, claim(content="ok")) is (Evidence.ABSENT if told else Evidence.FOUND)
+    assert find(channel, claim(content="Hello")) is (Evidence.ABSENT if told else Evidence.UNCLEAR)
+    upstream.typed_by_hand("key-1", "fan-1", "I am here")
+    assert find(channel, claim(content="Hello")) is Evidence.UNCLEAR
+
+
+def test_a_history_without_the_time_of_the_answer_proves_nothing(scripted: Scripted) -> None:
+    """The upstream's clock may be an hour behind ours: then what has just arrived looks an hour old."""
+    entry = b'{"id": 1, "text": "Hello", "created_at": "2026-01-01T00:00:00Z"}'
+    page = b'{"messages": [%s], "next_id": null}' % entry
+    with closing(OnlyFans(scripted(answering(page)))) as channel:
+        assert find(channel, claim(content="Other")) is Evidence.UNAVAILABLE
 
 
 def test_only_history_newer_than_the_attempt_counts(channel: OnlyFans) -> None:
@@ -284,7 +350,7 @@ def read_to_the_end(peer: socket.socket) -> int:
 )
 def test_what_was_given_up_is_not_delivered_later(small_window: socket.socket, begun: bytes) -> None:
     with closing(OnlyFans(url_of(small_window))) as channel:
-        work = channel.send(claim(content=LONG), "key-1", start_by_s=float("inf"), timeout_s=0.5)
+        work = channel.send(claim(content=LONG), OURS, start_by_s=float("inf"), timeout_s=0.5)
         sending = asyncio.run_coroutine_threadsafe(work, loop())
         with small_window.accept()[0] as peer:
             peer.sendall(begun)
@@ -296,7 +362,7 @@ def test_what_was_given_up_is_not_delivered_later(small_window: socket.socket, b
 def test_what_began_in_time_may_go_on_until_the_deadline(small_window: socket.socket) -> None:
     with closing(OnlyFans(url_of(small_window))) as channel:
         start_by_s = monotonic_s() + 2
-        work = channel.send(claim(content="x" * VERY_LONG), None, start_by_s=start_by_s, timeout_s=30)
+        work = channel.send(claim(content="x" * VERY_LONG), HOUSE, start_by_s=start_by_s, timeout_s=30)
         sending = asyncio.run_coroutine_threadsafe(work, loop())
         with small_window.accept()[0] as peer:
             time.sleep(max(0, start_by_s - monotonic_s()))
@@ -342,7 +408,7 @@ def test_a_connection_with_a_request_still_to_write_is_nobody_elses(small_window
     with closing(OnlyFans(url_of(small_window))) as channel:
         accepted: list[socket.socket] = []
         for size in (VERY_LONG, 5):
-            work = channel.send(claim(content="x" * size), None, start_by_s=float("inf"), timeout_s=30)
+            work = channel.send(claim(content="x" * size), HOUSE, start_by_s=float("inf"), timeout_s=30)
             sending = asyncio.run_coroutine_threadsafe(work, loop())
             accepted.append(small_window.accept()[0])
             accepted[-1].sendall(answering(b'{"id": 7}'))
@@ -406,7 +472,7 @@ def test_an_answer_that_came_in_time_is_not_lost_on_a_busy_loop(serve: Serve) ->
             answered.release()
 
     async def send_and_be_busy() -> Outcome:
-        sending = asyncio.ensure_future(channel.send(claim(), None, start_by_s=float("inf"), timeout_s=0.5))
+        sending = asyncio.ensure_future(channel.send(claim(), HOUSE, start_by_s=float("inf"), timeout_s=0.5))
         await asyncio.sleep(0)  # the request is written
         assert answered.acquire(timeout=10)
         time.sleep(0.6)
@@ -444,23 +510,23 @@ def test_nothing_that_an_upstream_says_breaks_a_drain(scripted: Scripted, answer
     """Neither by raising, nor by what cannot be stored: text in PostgreSQL is UTF-8 without NUL."""
     with closing(OnlyFans(scripted(answer))) as channel:
         outcome = send(channel)
-        finding = channel.find(claim(), None, started_ago_s=5, known_ids=frozenset(), timeout_s=1)
+        history = channel.history("fan-1", HOUSE, since_s=5, timeout_s=1)
     assert outcome.left
-    assert finding.evidence is Evidence.UNAVAILABLE
-    for text in (outcome.upstream_id, outcome.error, finding.error):
+    assert history.error
+    for text in (outcome.upstream_id, outcome.error, history.error):
         assert text != ""
         assert "\0" not in (text or "").encode().decode()
         assert "hush" not in (text or "")
 
 
 def test_ids_and_words_lose_only_what_cannot_be_kept() -> None:
-    assert outcome_of(Answer(200, {}, b'{"id": "\\ud83d\\u0000 7"}'), 0.1).upstream_id == "? 7"
-    assert outcome_of(Answer(422, {}, b'{"error": "no \\ud83d\\ude00 \\ud83d"}'), 0.1).error == "no \U0001f600 ?"
+    assert outcome_of(Answer(200, {}, b'{"id": "\\ud83d\\u0000 7"}')).upstream_id == "? 7"
+    assert outcome_of(Answer(422, {}, b'{"error": "no \\ud83d\\ude00 \\ud83d"}')).error == "no \U0001f600 ?"
 
 
 def test_a_status_counts_whatever_its_body_is() -> None:
-    outcome = outcome_of(Answer(500, {}, b"[" * 100_000), 0.1)
-    assert (outcome.kind, outcome.error) == (OutcomeKind.FAILED, "[" * 500)
+    outcome = outcome_of(Answer(500, {}, b"[" * 100_000))
+    assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "[" * 500)
 
 
 def test_a_surprise_after_the_request_left_is_an_unknown_outcome(
@@ -473,8 +539,8 @@ def test_a_surprise_after_the_request_left_is_an_unknown_outcome(
     outcome = send(channel)
     assert (outcome.kind, outcome.left) == (OutcomeKind.UNKNOWN, True)
     assert outcome.error == "unreadable answer: LookupError"
-    finding = channel.find(claim(), None, started_ago_s=5, known_ids=frozenset(), timeout_s=2)
-    assert finding == Finding(Evidence.UNAVAILABLE, error="unreadable history: LookupError")
+    history = channel.history("fan-1", HOUSE, since_s=5, timeout_s=2)
+    assert history == History(error="unreadable history: LookupError")
     for method in ("feed", "answer"):
         with monkeypatch.context() as patched:
             patched.setattr(Incoming, method, surprise)
@@ -482,9 +548,12 @@ def test_a_surprise_after_the_request_left_is_an_unknown_outcome(
         assert (outcome.kind, outcome.left, outcome.error) == (OutcomeKind.UNKNOWN, True, "LookupError")
 
 
+DATE = "Date: Fri, 27 Nov 2026 12:00:00 GMT\r\n"
+
+
 def history(text: str, **entry: Any) -> bytes:
     one = {"id": "7", "created_at": "2999-01-01T00:00:00+00:00", "text": text} | entry
-    return answering(json.dumps({"messages": [one]}).encode())
+    return answering(json.dumps({"messages": [one]}).encode(), headers=DATE)
 
 
 def test_a_page_of_long_messages_can_be_looked_through(scripted: Scripted) -> None:
@@ -497,8 +566,8 @@ def test_a_page_of_long_messages_can_be_looked_through(scripted: Scripted) -> No
     [
         (history("private " * 2_200_000), "the answer is too long"),
         (history("private")[:-2], "cut off in the middle of the answer"),
-        (answering(b'{"messages": "private"}'), "HTTP 200: not a page of messages"),
-        (answering(b'["private"'), "HTTP 200: not a page of messages"),
+        (answering(b'{"messages": "private"}', headers=DATE), "HTTP 200: not a page of messages"),
+        (answering(b'["private"', headers=DATE), "HTTP 200: not a page of messages"),
         (history("private", created_at="private"), "unreadable history: ValueError"),
         (history("private", media_ids=7), "unreadable history: TypeError"),
     ],
@@ -506,11 +575,10 @@ def test_a_page_of_long_messages_can_be_looked_through(scripted: Scripted) -> No
 )
 def test_a_look_up_that_fails_quotes_nobodys_message(scripted: Scripted, answer: bytes, error: str) -> None:
     with closing(OnlyFans(scripted(answer))) as channel:
-        finding = channel.find(claim(), None, started_ago_s=5, known_ids=frozenset(), timeout_s=5)
-    assert finding.evidence is Evidence.UNAVAILABLE
-    assert finding.error is not None
-    assert finding.error.startswith(error)
-    assert "private" not in finding.error
+        history = channel.history("fan-1", HOUSE, since_s=5, timeout_s=5)
+    assert history.error is not None
+    assert history.error.startswith(error)
+    assert "private" not in history.error
 
 
 def test_an_answer_that_is_too_long_is_none_and_leaves_nothing_behind(upstream: Sandbox) -> None:
@@ -529,7 +597,7 @@ def test_an_answer_that_is_too_long_is_none_and_leaves_nothing_behind(upstream: 
     ("id_", "kind"), [("0", "accepted"), ('"m-1"', "accepted"), ("null", "unknown"), ('""', "unknown")]
 )
 def test_any_id_is_an_id_but_none(id_: str, kind: str) -> None:
-    assert outcome_of(Answer(200, {}, f'{{"id": {id_}}}'.encode()), 0.1).kind == kind
+    assert outcome_of(Answer(200, {}, f'{{"id": {id_}}}'.encode())).kind == kind
 
 
 # --- how an answer may come
@@ -615,7 +683,7 @@ def test_one_that_the_upstream_closed_meanwhile_is_not_used_again(serve: Serve) 
         """The loop, on which this does not wait, has no time to notice."""
         close.set()
         assert peer.ended.acquire(timeout=10)
-        return await channel.send(claim(), None, start_by_s=float("inf"), timeout_s=5)
+        return await channel.send(claim(), HOUSE, start_by_s=float("inf"), timeout_s=5)
 
     peer = serve(answer_once)
     with closing(OnlyFans(peer.url)) as channel:
@@ -673,7 +741,7 @@ def test_three_hundred_at_once_each_have_their_own_answer(serve: Serve) -> None:
 
     async def send_all(turn: int) -> list[Outcome]:
         claims = [claim(message_id=f"msg_{turn}_{n}") for n in range(300)]
-        sends = [channel.send(one, None, start_by_s=float("inf"), timeout_s=60) for one in claims]
+        sends = [channel.send(one, HOUSE, start_by_s=float("inf"), timeout_s=60) for one in claims]
         return await asyncio.gather(*sends)
 
     with closing(OnlyFans(peer.url, connections=300)) as channel:
@@ -684,7 +752,7 @@ def test_three_hundred_at_once_each_have_their_own_answer(serve: Serve) -> None:
 
 def test_no_more_are_kept_alive_than_wanted(serve: Serve) -> None:
     async def send_five() -> None:
-        await asyncio.gather(*(channel.send(claim(), None, start_by_s=float("inf"), timeout_s=10) for _ in range(5)))
+        await asyncio.gather(*(channel.send(claim(), HOUSE, start_by_s=float("inf"), timeout_s=10) for _ in range(5)))
 
     peer = serve(answer_all)
     with closing(OnlyFans(peer.url, connections=2)) as channel:
@@ -696,7 +764,7 @@ def test_no_more_are_kept_alive_than_wanted(serve: Serve) -> None:
 
 def test_a_request_that_is_cancelled_is_not_delivered_later(small_window: socket.socket) -> None:
     with closing(OnlyFans(url_of(small_window))) as channel:
-        work = channel.send(claim(content=LONG), None, start_by_s=float("inf"), timeout_s=60)
+        work = channel.send(claim(content=LONG), HOUSE, start_by_s=float("inf"), timeout_s=60)
         sending = asyncio.run_coroutine_threadsafe(work, loop())
         with small_window.accept()[0] as peer:
             peer.recv(1)
@@ -708,7 +776,7 @@ def test_a_request_that_is_cancelled_is_not_delivered_later(small_window: socket
 def test_when_its_loop_is_closed_a_transport_goes_on_with_another(upstream: Sandbox) -> None:
     with closing(OnlyFans(upstream.url)) as channel:
         for _ in range(2):
-            outcome = asyncio.run(channel.send(claim(), "key-1", start_by_s=float("inf"), timeout_s=5))
+            outcome = asyncio.run(channel.send(claim(), OURS, start_by_s=float("inf"), timeout_s=5))
             assert outcome.kind is OutcomeKind.ACCEPTED
 
 
@@ -718,8 +786,8 @@ def test_when_its_loop_is_closed_a_transport_goes_on_with_another(upstream: Sand
 @pytest.mark.parametrize("key", ["key\r\nX-Evil: 1", "key\n", "key\0", "key\u20ac"])
 def test_a_key_that_would_break_the_request_is_not_sent(upstream: Sandbox, key: str) -> None:
     with closing(OnlyFans(upstream.url)) as channel:
-        outcome = run(channel.send(claim(), key, start_by_s=float("inf"), timeout_s=5))
-    assert (outcome.kind, outcome.left, outcome.interrupted) == (OutcomeKind.FAILED, False, False)
+        outcome = run(channel.send(claim(), Sender(key), start_by_s=float("inf"), timeout_s=5))
+    assert (outcome.kind, outcome.left, outcome.interrupted) == (OutcomeKind.UNAVAILABLE, False, False)
     assert "key" not in (outcome.error or "")
     assert upstream.summary()["arrivals"] == 0
 
@@ -782,14 +850,14 @@ def test_a_certificate_that_nobody_vouches_for_is_not_taken(
     monkeypatch.delenv("SSL_CERT_FILE")
     with closing(OnlyFans(serve(answer_all, server_tls).url)) as channel:
         outcome = send(channel)
-    assert (outcome.kind, outcome.left) == (OutcomeKind.FAILED, False)
+    assert (outcome.kind, outcome.left) == (OutcomeKind.UNAVAILABLE, False)
     assert "CERTIFICATE_VERIFY_FAILED" in (outcome.error or "")
 
 
 def test_a_certificate_for_somebody_else_is_not_taken(serve: Serve, server_tls: ssl.SSLContext) -> None:
     with closing(OnlyFans(serve(answer_all, server_tls).url.replace("127.0.0.1", "localhost"))) as channel:
         outcome = send(channel)
-    assert (outcome.kind, outcome.left) == (OutcomeKind.FAILED, False)
+    assert (outcome.kind, outcome.left) == (OutcomeKind.UNAVAILABLE, False)
     assert "CERTIFICATE_VERIFY_FAILED" in (outcome.error or "")
 
 
@@ -797,7 +865,7 @@ def test_a_handshake_that_does_not_end_is_cut_at_the_deadline(serve: Serve) -> N
     silent = serve(lambda _, connection: read_to_the_end(connection))
     with closing(OnlyFans(silent.url.replace("http:", "https:"))) as channel:
         outcome = send(channel, timeout_s=0.5)
-    assert (outcome.kind, outcome.left) == (OutcomeKind.FAILED, False)
+    assert (outcome.kind, outcome.left) == (OutcomeKind.UNAVAILABLE, False)
     assert outcome.error == f"timed out while connecting to 127.0.0.1 ({silent.url[7:]}: its TLS handshake did not end)"
     assert silent.ended.acquire(timeout=10)
 

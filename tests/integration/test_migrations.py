@@ -22,7 +22,9 @@ from workers.store import messages, migrations
 from workers.store.session import Database
 
 FIRST = "0001"
-REVISIONS = ["0001", "0002", "0003", "0004", "0007", "0010", "0011", "0012"]
+REVISIONS = [
+    "0001", "0002", "0003", "0004", "0007", "0010", "0011", "0012", "0021", "0022", "0023", "0024", "0025",
+]  # fmt: skip
 Tables = dict[str, list[dict[str, Any]]]
 
 

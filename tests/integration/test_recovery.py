@@ -19,18 +19,18 @@ from ratelimit import Limits, TokensUnavailable, View
 from ratelimit.tokens import START_WITHIN_S
 from tests.conftest import ALICE
 from workers.bootstrap import Adapters
+from workers.channels.base import Sender
 from workers.channels.onlyfans import OnlyFans
 from workers.credentials import Vault
 from workers.domain.errors import StoreUnavailable
 from workers.domain.outcome import Outcome, OutcomeKind
-from workers.domain.retry import Defer, DeferralReason, MarkSent
+from workers.domain.retry import LOOKUPS, Bury, DeadLetterReason, Defer, DeferralReason, MarkSent
 from workers.presence import Presence, living
 from workers.services import recovery
 from workers.services.dispatch import WIDTH, Dispatcher, drain_name
 from workers.services.recovery import (
     DEAD_FOR_S,
     DEAD_WHEN_BACK_S,
-    LOOKUPS,
     Departures,
     Overlooked,
     expire,
@@ -194,7 +194,7 @@ def test_a_living_workers_claim_is_left_alone_until_its_deadline(adapters: Adapt
         presence.stop()
 
 
-def test_a_rescued_message_may_be_claimed_at_once_and_the_old_claim_is_stale(
+def test_a_rescued_message_may_be_claimed_at_once_and_the_first_ones_late_answer_still_counts(
     adapters: Adapters, submit: Submit
 ) -> None:
     receipt = submit()
@@ -204,8 +204,13 @@ def test_a_rescued_message_may_be_claimed_at_once_and_the_old_claim_is_stale(
     assert (old.attempt, new.attempt) == (1, 2)
     late = Settlement(old, Outcome(OutcomeKind.ACCEPTED, upstream_id="u1"), MarkSent("u1"))
     settled = adapters.db.transaction(lambda c: settle(c, [late]))
-    assert [error.attempt for error in settled.stale] == [1]
+    assert (settled.stale, settled.still_out) == ([], {receipt.message_id})
     assert state(adapters, receipt) == "sending"
+    refused = Settlement(new, Outcome(OutcomeKind.REJECTED, http_status=400), Bury(DeadLetterReason.REJECTED))
+    settled = adapters.db.transaction(lambda c: settle(c, [refused]))
+    assert settled.proved == {receipt.message_id}
+    assert state(adapters, receipt) == "sent"
+    assert [letter["closed_as"] for letter in queries.dead_letters(adapters.db, receipt.message_id)] == ["sent"]
 
 
 def test_a_late_answer_counts_while_nobody_has_tried_again(adapters: Adapters, submit: Submit) -> None:
@@ -216,6 +221,35 @@ def test_a_late_answer_counts_while_nobody_has_tried_again(adapters: Adapters, s
     settled = adapters.db.transaction(lambda c: settle(c, [late]))
     assert not settled.stale
     assert state(adapters, receipt) == "sent"
+
+
+def test_a_late_answer_closes_whatever_letter_is_open(adapters: Adapters, submit: Submit) -> None:
+    """Rescued, sent again, refused: a dead letter. Then the first attempt's 2xx comes after all."""
+    receipt = submit()
+    old = claim_one(adapters, worker=4711)
+    rescue_after(adapters, DEAD_WHEN_BACK_S)
+    refused = Settlement(
+        claim_one(adapters), Outcome(OutcomeKind.REJECTED, http_status=400), Bury(DeadLetterReason.REJECTED)
+    )
+    adapters.db.transaction(lambda c: settle(c, [refused]))
+    late = Settlement(old, Outcome(OutcomeKind.ACCEPTED, upstream_id="u1"), MarkSent("u1"))
+    adapters.db.transaction(lambda c: settle(c, [late]))
+    assert state(adapters, receipt) == "sent"
+    (letter,) = queries.dead_letters(adapters.db, receipt.message_id)
+    assert (letter["reason"], letter["closed_as"], letter["closed_by"]) == ("rejected", "sent", "late answer")
+
+
+def test_a_stale_claim_cannot_mark_sent(adapters: Adapters, submit: Submit) -> None:
+    """A deferral gave the number back, and the attempt was never in doubt."""
+    receipt = submit()
+    old = claim_one(adapters)
+    throttled = Settlement(old, Outcome(OutcomeKind.THROTTLED), Defer(DeferralReason.THROTTLED))
+    adapters.db.transaction(lambda c: settle(c, [throttled]))
+    claim_one(adapters)
+    late = Settlement(old, Outcome(OutcomeKind.ACCEPTED, upstream_id="u1"), MarkSent("u1"))
+    settled = adapters.db.transaction(lambda c: settle(c, [late]))
+    assert [error.attempt for error in settled.stale] == [1]
+    assert state(adapters, receipt) == "sending"
 
 
 def test_a_use_with_a_late_answer_ended_with_that_answer(adapters: Adapters, submit: Submit) -> None:
@@ -466,7 +500,7 @@ def test_one_of_the_same_text_still_on_its_way_is_not_taken_for_it(
     adapters.submitter().submit({**wanted, "priority": 1}, "default", by=ALICE)
     other = claim_one(adapters)
     with closing(OnlyFans(upstream.url, api_key=adapters.settings.onlyfans_api_key)) as channel:
-        outcome = asyncio.run(channel.send(other, None, start_by_s=float("inf"), timeout_s=2.0))
+        outcome = asyncio.run(channel.send(other, Sender(), start_by_s=float("inf"), timeout_s=2.0))
     look_up(adapters)
     assert state(adapters, mine) == "verifying"
     adapters.db.transaction(lambda c: settle(c, [Settlement(other, outcome, MarkSent(outcome.upstream_id))]))
@@ -513,7 +547,7 @@ def test_one_that_may_have_arrived_with_an_earlier_attempt_is_not_cancelled_eith
     receipt = submit(expires_at=datetime.now(UTC) + timedelta(hours=1))
     dispatcher.drain("default")
     assert [a["outcome"] for a in queries.attempts(adapters.db, receipt.message_id)] == [
-        "unknown", "failed", "throttled",
+        "unknown", "unknown", "throttled",
     ]  # fmt: skip
     assert not messages.cancel(adapters.db, receipt.message_id, ALICE)
     adapters.db.all("UPDATE attempts SET started_at = started_at - interval '1 minute' WHERE number = 1")
@@ -523,18 +557,36 @@ def test_one_that_may_have_arrived_with_an_earlier_attempt_is_not_cancelled_eith
     assert state(adapters, receipt) == "sent"
 
 
+@pytest.mark.parametrize("last", [503, 400])
 def test_one_given_up_that_may_have_arrived_is_told_so(
-    with_settings: Callable[..., Adapters], upstream: Sandbox
+    with_settings: Callable[..., Adapters], upstream: Sandbox, last: int
 ) -> None:
+    """Whatever the last answer was: an earlier attempt got none, and the history cannot be asked."""
     adapters = with_settings(max_attempts=2)
+    upstream.history = False
     upstream.faults.add(Fault("cut"))
-    upstream.faults.add(Fault("status", status=503))
+    upstream.faults.add(Fault("status", status=last))
     receipt = adapters.submitter().submit({"recipient_id": "fan-1", "content": "x"}, "default", by=ALICE)
     for _ in range(2):
         adapters.dispatcher(worker=1).drain("default")
+    while state(adapters, receipt) == "verifying":
+        look_up(adapters)
     assert state(adapters, receipt) == "failed"
     (dead,) = queries.dead_letters(adapters.db, receipt.message_id)
-    assert (dead["reason"], dead["http_status"]) == ("outcome_unknown", 503)
+    assert dead["reason"] == "outcome_unknown"
+
+
+def test_one_refused_at_last_whose_first_attempt_arrived_is_found(
+    with_settings: Callable[..., Adapters], upstream: Sandbox
+) -> None:
+    upstream.faults.add(Fault("cut"))
+    upstream.faults.add(Fault("status", status=400))
+    adapters = with_settings(max_attempts=2)
+    receipt = adapters.submitter().submit({"recipient_id": "fan-1", "content": "x"}, "default", by=ALICE)
+    adapters.dispatcher(worker=1).drain("default")
+    assert state(adapters, receipt) == "verifying"
+    look_up(adapters)
+    assert state(adapters, receipt) == "sent"
 
 
 def test_postgres_connections_cut_in_the_pool_are_replaced(adapters: Adapters, submit: Submit) -> None:

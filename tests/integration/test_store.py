@@ -202,6 +202,7 @@ def test_the_claim_uses_its_index_and_a_generic_plan(adapters: Adapters, submit:
             "worker": "1",
             "lease_s": "10",
             "budget": "'default'",
+            "probe": "false",
         }
         explained = "EXPLAIN " + re.sub(r"%\((\w+)\)s", lambda found: values[found[1]], sql)
         return "\n".join(row["QUERY PLAN"] for row in c.all(explained))

@@ -8,7 +8,7 @@ import pytest
 from workers.domain.state import HEADS, IN_FLIGHT, OVER, TRANSITIONS, WAITING, State, Status, moves_from
 from workers.store import amend, failures, messages
 
-FAILED_MAY_LEAVE = {"retry", "resolve_as_sent", "dismiss", "accept_late_answer"}
+FAILED_MAY_LEAVE = {"retry", "resolve_as_sent", "dismiss", "accept_late_answer", "mark_proved"}
 
 
 def test_every_state_is_waiting_in_flight_or_over() -> None:

@@ -1,38 +1,41 @@
-"""What a channel is: it sends one claimed message, and may be able to look one up. Outcomes are values."""
+"""What a channel is: it sends one claimed message, and may be able to read a chat's history. Outcomes are values."""
 
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
+from workers.domain.lookup import History
 from workers.domain.message import Claim
-from workers.domain.outcome import Finding, Outcome
+from workers.domain.outcome import Capabilities, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Whom a message is sent as. api_key: the account's own; None for the channel's. settings: of the account."""
+
+    api_key: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return "Sender(…)"
 
 
 class Channel(Protocol):
     name: str
-    idempotent: bool
-    """The upstream honours the idempotency key: the same message sent again is not delivered again."""
-    has_history: bool
-    """The upstream can be asked what arrived in a chat."""
 
-    async def send(self, claim: Claim, api_key: str | None, *, start_by_s: float, timeout_s: float) -> Outcome:
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    async def send(self, claim: Claim, sender: Sender, *, start_by_s: float, timeout_s: float) -> Outcome:
         """Send it, once, on one event loop for all. Never raises for anything the upstream or the network does.
 
         start_by_s: by `clock.monotonic_s`, the last moment at which the exchange may begin, connecting included.
         timeout_s: from then to the last byte of the answer. No byte leaves after that.
         """
 
-    def find(
-        self,
-        claim: Claim,
-        api_key: str | None,
-        *,
-        started_ago_s: float,
-        known_ids: frozenset[str],
-        timeout_s: float,
-    ) -> Finding:
-        """Look in the upstream's history for a message whose outcome is unknown. Blocks the thread that asks.
-
-        started_ago_s: only what arrived since counts. known_ids: upstream ids that belong to other messages; two
-        messages of the same text are two messages.
+    def history(self, chat_id: str, sender: Sender, *, since_s: float, timeout_s: float) -> History:
+        """The entries of a chat that are at most `since_s` seconds old. Blocks the thread that asks. Never raises for
+        anything the upstream or the network does: then the history says why it is not whole.
         """
 
     def close(self) -> None: ...

@@ -4,26 +4,31 @@ import asyncio
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from workers.channels.http.exchange import Answer, Exchange, NoAnswer, NotSent, TooLate
-from workers.channels.http.retry_after import answered_at, retry_after_s
+from workers.channels.base import Sender
+from workers.channels.http.exchange import Answer, NoAnswer, NotSent, TooLate
+from workers.channels.http.retry_after import http_date, retry_after_s
 from workers.channels.http.transport import Transport
 from workers.channels.http.upstream import Network, Upstream
 from workers.clock import monotonic_s
+from workers.domain.lookup import Author, Entry, History
 from workers.domain.message import Claim
-from workers.domain.outcome import Evidence, Finding, Outcome, OutcomeKind
+from workers.domain.outcome import Blame, Capabilities, Outcome, OutcomeKind
 
-_TRY_AGAIN = frozenset({408, 425})
-_ACCOUNT_FAULT = frozenset({401, 403})
+OUT_OF_CREDIT_S = 300.0
+"""After a 402 one message asks again this often whether there is credit."""
 _PAGE = 20
 _PAGES = 100
 _MAX_PAGE = 16 * 1024 * 1024
 """Bytes of a page of history: room for 20 messages of the longest text there is, all of it escaped."""
 _SKEW_S = 3.0
 """Tolerance between the upstream's Date header (whole seconds) and its created_at, on top of the request's way."""
+_QUOTED = 4
+"""Characters from which on a piece of the upstream's words is taken for a quotation."""
 _CONTROL = re.compile(r"[\x00-\x20\x7f]+")
 
 
@@ -31,7 +36,6 @@ class OnlyFans:
     """`send` belongs to one event loop; everything else is thread-safe."""
 
     name = "onlyfans"
-    has_history = True
 
     def __init__(
         self,
@@ -42,150 +46,227 @@ class OnlyFans:
         connections: int = 64,
         network: Network | None = None,
     ) -> None:
-        self.idempotent = idempotent
+        self.capabilities = Capabilities(idempotent=idempotent, history=True)
         self._api_key = api_key
         self._upstream = Upstream.at(base_url, network)
         self._transport = Transport(self._upstream, connections=connections)
+        self._names: dict[str, str] = {}
 
-    async def send(self, claim: Claim, api_key: str | None, *, start_by_s: float, timeout_s: float) -> Outcome:
+    async def send(self, claim: Claim, sender: Sender, *, start_by_s: float, timeout_s: float) -> Outcome:
         body = {"chat_id": claim.recipient_id, "text": claim.content, "media_ids": list(claim.media_ids)}
         started = monotonic_s()
         try:
             answer = await self._transport.request(
                 "POST",
                 "/chats/send-message",
-                headers=self._headers(api_key) | {"Idempotency-Key": claim.message_id},
+                headers=self._headers(sender) | {"Idempotency-Key": claim.key},
                 body=json.dumps(body).encode(),
                 start_by_s=start_by_s,
                 timeout_s=timeout_s,
             )
+        except TooLate as error:
+            words, latency_s = _plain(error), monotonic_s() - started
+            return Outcome(OutcomeKind.FAILED, left=False, interrupted=True, error=words, latency_s=latency_s)
         except NotSent as error:
-            late = isinstance(error, TooLate)
-            return Outcome(
-                OutcomeKind.FAILED,
-                left=False,
-                interrupted=late,
-                error=_plain(error),
-                latency_s=monotonic_s() - started,
-            )
+            words, latency_s = _plain(error), monotonic_s() - started
+            return Outcome(OutcomeKind.UNAVAILABLE, Blame.UPSTREAM, left=False, error=words, latency_s=latency_s)
         except NoAnswer as error:
-            return Outcome(OutcomeKind.UNKNOWN, error=_plain(error), latency_s=monotonic_s() - started)
+            words, latency_s = _plain(error), monotonic_s() - started
+            return Outcome(OutcomeKind.UNKNOWN, Blame.UPSTREAM, error=words, latency_s=latency_s)
         latency_s = monotonic_s() - started
         try:
-            return outcome_of(answer, latency_s)
+            judged = outcome_of(
+                answer,
+                idempotent=self.capabilities.idempotent,
+                trust_5xx=bool(sender.settings.get("trust5xx")),
+            )
+            hidden = (claim.content, sender.api_key or self._api_key)
+            return replace(judged, error=judged.error and _without(judged.error, *hidden), latency_s=latency_s)
         except Exception as error:  # whatever it was that the upstream thought of, the request has left
             words = f"unreadable answer: {type(error).__name__}"
-            return Outcome(OutcomeKind.UNKNOWN, http_status=answer.status, error=words, latency_s=latency_s)
+            return _unknown(answer, words, latency_s=latency_s)
 
-    def find(
-        self,
-        claim: Claim,
-        api_key: str | None,
-        *,
-        started_ago_s: float,
-        known_ids: frozenset[str],
-        timeout_s: float,
-    ) -> Finding:
+    def history(self, chat_id: str, sender: Sender, *, since_s: float, timeout_s: float) -> History:
         # On a loop of its own: to read a page of long messages takes time, and sends must not wait for it.
         loop, transport = asyncio.new_event_loop(), Transport(self._upstream, connections=1)
+        reading = _Reading(transport, self._headers(sender), chat_id, since_s, monotonic_s() + timeout_s)
         try:
-            return loop.run_until_complete(
-                self._find(transport, claim, api_key, started_ago_s, known_ids, timeout_s),
-            )
+            loop.run_until_complete(self._read(reading, sender))
+            return reading.history()
         except (NotSent, NoAnswer) as error:
-            return Finding(Evidence.UNAVAILABLE, error=_plain(error))
+            return reading.history(_plain(error))
+        except _Unusable as error:
+            return reading.history(str(error))
         except Exception as error:  # only its kind: its words may quote other people's messages
-            return Finding(Evidence.UNAVAILABLE, error=f"unreadable history: {type(error).__name__}")
+            return reading.history(f"unreadable history: {type(error).__name__}")
         finally:
             transport.close()
             loop.close()
 
-    async def _find(
-        self,
-        transport: Exchange,
-        claim: Claim,
-        api_key: str | None,
-        started_ago_s: float,
-        known_ids: frozenset[str],
-        timeout_s: float,
-    ) -> Finding:
-        """Raises whatever reading a page of history may raise."""
-        if claim.recipient_id in (".", ".."):  # however it is written, a path with it leads to another resource
-            return Finding(Evidence.UNAVAILABLE, error="no path can name this chat")
-        began = monotonic_s()
-        next_id: str | None = None
-        for _ in range(_PAGES):
-            left_s = timeout_s - (monotonic_s() - began)
-            if left_s <= 0:
-                return Finding(Evidence.UNAVAILABLE, error="the look-up took too long")
-            query = urlencode({"limit": _PAGE} | ({"next_id": next_id} if next_id else {}))
-            answer = await transport.request(
-                "GET",
-                f"/chats/{quote(claim.recipient_id, safe='')}/messages?{query}",
-                headers=self._headers(api_key),
-                timeout_s=left_s,
-                max_answer=_MAX_PAGE,
-            )
-            if answer.status >= 400:
-                return Finding(Evidence.UNAVAILABLE, error=f"HTTP {answer.status}: {_words(answer)}")
-            page = _json_object(answer.body)
-            entries = page.get("messages") if page else None
-            if answer.status != 200 or page is None or not isinstance(entries, list):
-                return Finding(Evidence.UNAVAILABLE, error=f"HTTP {answer.status}: not a page of messages")
-            now = answered_at(answer.headers)
-            oldest_s = started_ago_s + (monotonic_s() - began) + _SKEW_S
-            for entry in entries:
-                created = datetime.fromisoformat(entry["created_at"])
-                created = created if created.tzinfo else created.replace(tzinfo=UTC)
-                if (now - created).total_seconds() > oldest_s:
-                    return Finding(Evidence.ABSENT)
-                if _plain(entry["id"]) not in known_ids and _same(entry, claim):
-                    return Finding(Evidence.FOUND, upstream_id=_plain(entry["id"]))
-            next_id = page.get("next_id")
-            if not entries or not next_id:
-                return Finding(Evidence.ABSENT)
-        return Finding(Evidence.UNAVAILABLE, error=f"not found in {_PAGES * _PAGE} messages, and there are more")
+    async def _read(self, reading: "_Reading", sender: Sender) -> None:
+        await reading.read()
+        if any(author is not None for author in reading.authors):
+            reading.me = await self._name(reading, sender)
+
+    async def _name(self, reading: "_Reading", sender: Sender) -> str:
+        """What the upstream calls the owner of a key. Remembered: it does not change."""
+        key = sender.api_key or self._api_key
+        if key not in self._names:
+            found = await reading.ask("/me")
+            if found is None or found.get("id") is None:
+                raise _Unusable("GET /me does not say who the key belongs to")
+            self._names[key] = _plain(found["id"])
+        return self._names[key]
 
     def close(self) -> None:
         self._transport.close()
 
-    def _headers(self, api_key: str | None) -> dict[str, str]:
-        key = api_key or self._api_key
+    def _headers(self, sender: Sender) -> dict[str, str]:
+        key = sender.api_key or self._api_key
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "paceline"}
         return headers | {"Authorization": f"Bearer {key}"} if key else headers
 
 
-def outcome_of(answer: Answer, latency_s: float) -> Outcome:
-    """The contract's table of answers."""
+class _Unusable(Exception):
+    """The history cannot prove anything; the words say why."""
+
+
+class _Reading:
+    """One reading of a chat's history, page by page, newest first, until the entries are too old."""
+
+    def __init__(
+        self, transport: Transport, headers: dict[str, str], chat_id: str, since_s: float, deadline_s: float
+    ) -> None:
+        self._transport, self._headers = transport, headers
+        self._chat_id, self._since_s, self._deadline_s = chat_id, since_s, deadline_s
+        self._began_s = monotonic_s()
+        self._entries: list[Entry] = []
+        self.authors: list[str | None] = []
+        self.me: str | None = None
+
+    async def read(self) -> None:
+        """Raises whatever reading a page of history may raise."""
+        if self._chat_id in (".", ".."):  # however it is written, a path with it leads to another resource
+            raise _Unusable("no path can name this chat")
+        next_id: str | None = None
+        for _ in range(_PAGES):
+            query = urlencode({"limit": _PAGE} | ({"next_id": next_id} if next_id else {}))
+            page = await self.ask(f"/chats/{quote(self._chat_id, safe='')}/messages?{query}")
+            entries = page.get("messages") if page else None
+            if page is None or not isinstance(entries, list):
+                raise _Unusable("HTTP 200: not a page of messages")
+            if self._take(entries):
+                return
+            next_id = page.get("next_id")
+            if not entries or not next_id:
+                return
+        raise _Unusable(f"not found in {_PAGES * _PAGE} messages, and there are more")
+
+    async def ask(self, path: str) -> dict[str, Any] | None:
+        """The JSON object there."""
+        left_s = self._deadline_s - monotonic_s()
+        if left_s <= 0:
+            raise _Unusable("the lookup took too long")
+        answer = await self._transport.request(
+            "GET", path, headers=self._headers, timeout_s=left_s, max_answer=_MAX_PAGE
+        )
+        if answer.status != 200:
+            raise _Unusable(f"HTTP {answer.status}: {_words(answer)}")
+        self._now = http_date(answer.headers.get("Date", "").strip())
+        return _json_object(answer.body)
+
+    def _take(self, entries: list[Any]) -> bool:
+        """Keep those that are young enough. Returns whether there was an older one: then the history is complete."""
+        if self._now is None:
+            raise _Unusable("the upstream does not say what time it is (no Date), so its entries have no age")
+        oldest_s = self._since_s + (monotonic_s() - self._began_s) + _SKEW_S
+        for entry in entries:
+            created = datetime.fromisoformat(entry["created_at"])
+            created = created if created.tzinfo else created.replace(tzinfo=UTC)
+            if (self._now - created).total_seconds() > oldest_s:
+                return True
+            self._entries.append(_entry(entry))
+            self.authors.append(_author(entry))
+        return False
+
+    def history(self, error: str | None = None) -> History:
+        pairs = zip(self._entries, self.authors, strict=True)
+        return History(tuple(replace(entry, author=self._role(author)) for entry, author in pairs), error)
+
+    def _role(self, author: str | None) -> Author:
+        if author is None:
+            return Author.UNKNOWN
+        if author == self.me:
+            return Author.ACCOUNT
+        # Before it is known who we are, only the recipient's own entries are certain.
+        return Author.RECIPIENT if self.me is not None or author == self._chat_id else Author.UNKNOWN
+
+
+def _entry(entry: Mapping[str, Any]) -> Entry:
+    media = entry.get("media_ids")
+    return Entry(
+        id=_plain(entry["id"]),
+        text=str(entry.get("text") or ""),
+        media_ids=None if media is None else tuple(str(media_id) for media_id in media),
+    )
+
+
+def _author(entry: Mapping[str, Any]) -> str | None:
+    """The id of whoever wrote an entry, where the platform gives it: `from_user` or `fromUser`, an object or an id."""
+    author = entry.get("from_user", entry.get("fromUser"))
+    if isinstance(author, Mapping):
+        author = author.get("id")
+    return None if author is None else _plain(author)
+
+
+def outcome_of(answer: Answer, *, idempotent: bool = False, trust_5xx: bool = False) -> Outcome:
+    """The contract's table of answers (§2).
+
+    idempotent: the upstream honours Idempotency-Key. trust_5xx: its 5xx mean that it did not deliver the message.
+    """
     status = answer.status
     if 200 <= status < 300:
         found = _json_object(answer.body) or {}
         upstream_id = "" if found.get("id") is None else _plain(found["id"])
         if upstream_id:
-            return Outcome(OutcomeKind.ACCEPTED, upstream_id=upstream_id, http_status=status, latency_s=latency_s)
-        return Outcome(
-            OutcomeKind.UNKNOWN, http_status=status, error="success without a message id", latency_s=latency_s
-        )
-    words = _words(answer)
-    if status == 429:
-        return Outcome(
-            OutcomeKind.THROTTLED,
-            http_status=status,
-            error=words,
-            retry_after_s=retry_after_s(answer.headers),
-            latency_s=latency_s,
-        )
-    if status in _ACCOUNT_FAULT:
-        return Outcome(OutcomeKind.REJECTED, account_fault=True, http_status=status, error=words, latency_s=latency_s)
-    if 400 <= status < 500 and status not in _TRY_AGAIN:
-        return Outcome(OutcomeKind.REJECTED, http_status=status, error=words, latency_s=latency_s)
-    # 408, 425, 5xx; and a redirect, which is a matter of configuration: the messages are not to blame.
-    return Outcome(OutcomeKind.FAILED, http_status=status, error=words, latency_s=latency_s)
+            return Outcome(OutcomeKind.ACCEPTED, upstream_id=upstream_id, http_status=status)
+        return _unknown(answer, "success without a message id")
+    words, wait_s = _words(answer), retry_after_s(answer.headers)
+
+    def judged(kind: OutcomeKind, blame: Blame | None, **more: Any) -> Outcome:
+        return Outcome(kind, blame, http_status=status, error=words, **more)
+
+    match status:
+        case 429:
+            return judged(OutcomeKind.THROTTLED, None, retry_after_s=wait_s)
+        case 503 if wait_s is not None:
+            return judged(OutcomeKind.UNAVAILABLE, Blame.UPSTREAM, retry_after_s=wait_s)
+        case 307 | 308:  # the request is to be made elsewhere: a matter of configuration, and nothing was done here
+            return judged(OutcomeKind.UNAVAILABLE, Blame.UPSTREAM)
+        case 401:
+            return judged(OutcomeKind.REJECTED, Blame.CREDENTIAL)
+        case 402:
+            return judged(OutcomeKind.REJECTED, Blame.CREDENTIAL, probe_after_s=OUT_OF_CREDIT_S)
+        case 403:
+            return judged(OutcomeKind.REJECTED, None)
+        case (
+            404 | 410
+        ):  # of the chat, if the platform itself says so; else perhaps of a path that is not the platform's
+            return judged(OutcomeKind.REJECTED, Blame.RECIPIENT if _json_object(answer.body) else None)
+        case 409 if idempotent:
+            return judged(OutcomeKind.IN_PROGRESS, None, retry_after_s=wait_s)
+        case 408 | 425:
+            return _unknown(answer, words)
+        case _ if 400 <= status < 500:
+            return judged(OutcomeKind.REJECTED, Blame.MESSAGE)
+        case _ if status >= 500 and trust_5xx:
+            return judged(OutcomeKind.FAILED, Blame.UPSTREAM)
+    return _unknown(answer, words)
 
 
-def _same(entry: Mapping[str, Any], claim: Claim) -> bool:
-    media = tuple(str(media_id) for media_id in entry.get("media_ids") or ())
-    return entry.get("text", "") == claim.content and media == claim.media_ids
+def _unknown(answer: Answer, words: str, *, latency_s: float = 0.0) -> Outcome:
+    status = answer.status
+    return Outcome(OutcomeKind.UNKNOWN, Blame.UPSTREAM, http_status=status, error=words, latency_s=latency_s)
 
 
 def _json_object(body: bytes) -> dict[str, Any] | None:
@@ -205,6 +286,14 @@ def _words(answer: Answer) -> str:
     if not words or not isinstance(words, str):
         words = answer.body[:4000].decode("utf-8", "replace")
     return _plain(_CONTROL.sub(" ", words).strip()) or f"HTTP {answer.status}"
+
+
+def _without(words: str, *hidden: str) -> str:
+    """An upstream may quote the message or the key; neither belongs into logs and letters."""
+    for text in hidden:
+        if len(text) >= _QUOTED:
+            words = words.replace(text, "…")
+    return words
 
 
 def _plain(text: object) -> str:

@@ -5,15 +5,6 @@ from datetime import datetime
 from typing import Any
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One recipient's messages of one priority on one account: they go one at a time, in order."""
-
-    account_id: str
-    recipient_id: str
-    priority: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewMessage:
     """A valid message, not accepted yet. Times are aware and UTC."""
@@ -29,9 +20,14 @@ class NewMessage:
     batch_id: str | None = None
     metadata: dict[str, Any] | None = None
 
-    @property
-    def line(self) -> Line:
-        return Line(self.account_id, self.recipient_id, self.priority)
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One recipient's messages of one priority on one account: they go one at a time, in order."""
+
+    account_id: str
+    recipient_id: str
+    priority: int
 
 
 def rank(priority: int, *, redriven: bool = False) -> int:
@@ -49,6 +45,10 @@ class Claim:
     """A message in the hands of one drain: attempt number `attempt` is on record, under `token`.
 
     tries: attempts since it was queued, this one included. due_s: how long it had been due when claimed.
+    doubt_s: how long ago the first attempt since then began that may have arrived; None if there is none.
+    refusals: answered refusals so far, each of which used up an idempotency key.
+    throttles: 429s in a row before this attempt. others_passed: the account's other messages got through since the
+        latest of them.
     queued: how many of the account's messages stood first in their lines then, this one included.
     request_id, traceparent: of the request that queued it.
     """
@@ -66,6 +66,16 @@ class Claim:
     traceparent: str | None = None
     due_s: float = 0.0
     queued: int = 0
+    doubt_s: float | None = None
+    refusals: int = 0
+    throttles: int = 0
+    others_passed: bool = False
+
+    @property
+    def key(self) -> str:
+        """The idempotency key of this attempt. An upstream may replay an answered refusal under its key for ever, so a
+        message that was refused goes on under another one; one that may have arrived keeps its key."""
+        return f"{self.message_id}.{self.refusals + 1}" if self.refusals else self.message_id
 
     @property
     def ids(self) -> dict[str, Any]:

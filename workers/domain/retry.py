@@ -1,14 +1,22 @@
-"""What follows from an outcome, and how long to wait. Pure: the decision for every row of the contract's table."""
+"""What follows from an outcome, and how long to wait. Pure: every row of the contract's table of answers, once.
+
+decide          after an attempt, or after a worker that died during one
+decide_lookup   after a lookup in the upstream's history
+may_send        before a request leaves: whether it could be a blind repeat
+"""
 
 import random
 from dataclasses import dataclass
 from enum import StrEnum
 
-from workers.domain.outcome import Outcome, OutcomeKind
+from workers.domain.lookup import Evidence, Finding
+from workers.domain.message import Claim
+from workers.domain.outcome import Blame, Capabilities, Outcome, OutcomeKind
 
 
 class DeadLetterReason(StrEnum):
     REJECTED = "rejected"
+    RECIPIENT_REFUSED = "recipient_refused"
     RETRIES_EXHAUSTED = "retries_exhausted"
     OUTCOME_UNKNOWN = "outcome_unknown"
 
@@ -16,6 +24,14 @@ class DeadLetterReason(StrEnum):
 class DeferralReason(StrEnum):
     THROTTLED = "throttled"
     PAUSED = "paused"
+    UPSTREAM = "upstream"
+    """The upstream serves nobody: its identity rests."""
+    CREDIT = "credit"
+    """The credential is out of credit: its identity rests."""
+    IN_PROGRESS = "in_progress"
+    """The upstream still works on an earlier attempt under the same key."""
+    WITHHELD = "withheld"
+    """Not sent, because an earlier attempt may have arrived and the key protects it no more."""
     INTERRUPTED = "interrupted"
     """Claimed, but not started before its loan ran out or the worker stopped: nothing left."""
 
@@ -27,6 +43,9 @@ class RetryPolicy:
     max_attempts: int = 5
     base_s: float = 5.0
     max_s: float = 900.0
+
+
+# --- what may follow ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +60,11 @@ class ScheduleRetry:
 
 @dataclass(frozen=True, slots=True)
 class Defer:
-    """Back to its place; not counted as an attempt. cooldown_s: how long the account rests, 0 for not at all."""
+    """Back to its place; not counted as an attempt. delay_s: how long its own line rests. cooldown_s: how long the
+    whole identity is closed; 0 for not at all."""
 
     reason: DeferralReason
+    delay_s: float = 0.0
     cooldown_s: float = 0.0
 
 
@@ -56,55 +77,172 @@ class AwaitVerification:
 
 @dataclass(frozen=True, slots=True)
 class Bury:
+    """A dead letter. suspicious: the refusal may be the account's fault after all: several in a row pause it."""
+
     reason: DeadLetterReason
+    suspicious: bool = False
 
 
 Decision = MarkSent | ScheduleRetry | Defer | AwaitVerification | Bury
 
+
+@dataclass(frozen=True, slots=True)
+class ConfirmSent:
+    upstream_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SendAgain:
+    """The history proves that it did not arrive."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookAgain:
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """A dead letter after a lookup, with words for the person who decides."""
+
+    reason: DeadLetterReason
+    error: str
+
+
+LookupDecision = ConfirmSent | SendAgain | LookAgain | GiveUp
+
 DEFAULT_COOLDOWN_S = 5.0
-"""How long an account rests after a 429 that does not say."""
+"""How long an identity cools down after a 429 that does not say."""
 LONGEST_COOLDOWN_S = 86_400.0
 """A Retry-After beyond this is taken for a mistake of the upstream's."""
+LINE_REST_S, LONGEST_LINE_REST_S = 0.25, 300.0
+"""How long a line rests beyond the cooldown that its first 429 caused, so that another line goes first; doubled with
+each 429 that follows."""
+FIRST_REST_S, LONGEST_REST_S = 5.0, 300.0
+"""How long an identity rests whose upstream serves nobody: the first time, and at most."""
+IN_PROGRESS_S, LONGEST_IN_PROGRESS_S = 1.0, 300.0
 VERIFY_AFTER_S = 2.0
 """How long after the last moment a request can have left its arrival must show in the history."""
+KEY_MARGIN_S = 300.0
+"""An idempotency key is not relied on in the last minutes of its life: clocks and queues upstream are not ours."""
+REFUSALS_IN_A_ROW = 3
+"""So many different recipients in a row that may not be to blame, and the account is paused."""
+LOOKUPS = 5
+"""Lookups of one unknown outcome before a person must decide."""
+LOOKUP_RETRY = RetryPolicy(max_attempts=LOOKUPS, base_s=2.0, max_s=30.0)
+
+
+# --- decisions ------------------------------------------------------------------------------------------------------
+
+
+def may_send(claim: Claim, upstream: Capabilities) -> bool:
+    """Whether the claimed message may leave: not if an earlier attempt may have arrived, unless a key that the upstream
+    still honours keeps it from being delivered twice (guarantee 4)."""
+    return claim.doubt_s is None or _key_protects(claim.doubt_s, upstream)
 
 
 def decide(
-    outcome: Outcome,
-    tries: int,
-    policy: RetryPolicy,
-    *,
-    idempotent: bool,
-    has_history: bool,
-    time_left_s: float = 0.0,
+    outcome: Outcome, claim: Claim, policy: RetryPolicy, upstream: Capabilities, *, time_left_s: float = 0.0
 ) -> Decision:
-    """What to do after attempt number `tries` (1: the first one since the message was queued) ended in `outcome`.
+    """What to do after the attempt `claim` ended in `outcome`.
 
-    idempotent: the upstream honours idempotency keys. has_history: it can be asked what arrived.
     time_left_s: until the attempt's deadline; the upstream may work on the request until then.
     """
     if outcome.interrupted:
         return Defer(DeferralReason.INTERRUPTED)
+    if outcome.withheld:
+        return _clear_up(upstream, 0.0)
+    more = claim.tries < policy.max_attempts
+    doubtful = claim.doubt_s is not None
     match outcome.kind:
         case OutcomeKind.ACCEPTED:
             return MarkSent(outcome.upstream_id)
         case OutcomeKind.THROTTLED:
-            asked = DEFAULT_COOLDOWN_S if outcome.retry_after_s is None else outcome.retry_after_s
-            return Defer(DeferralReason.THROTTLED, min(max(asked, 0.0), LONGEST_COOLDOWN_S))
-        case OutcomeKind.REJECTED if outcome.account_fault:
+            return _throttled(outcome, claim)
+        case OutcomeKind.UNAVAILABLE:
+            return Defer(DeferralReason.UPSTREAM)
+        case OutcomeKind.REJECTED if outcome.blame is Blame.CREDENTIAL and outcome.probe_after_s is not None:
+            return Defer(DeferralReason.CREDIT)
+        case OutcomeKind.REJECTED if outcome.blame in (Blame.CREDENTIAL, Blame.ACCOUNT):
             return Defer(DeferralReason.PAUSED)
-        case OutcomeKind.REJECTED:
-            return Bury(DeadLetterReason.REJECTED)
-        case OutcomeKind.FAILED:
-            if tries >= policy.max_attempts:
-                return Bury(DeadLetterReason.RETRIES_EXHAUSTED)
-            return ScheduleRetry(backoff_s(tries, policy))
+        case OutcomeKind.IN_PROGRESS if doubtful and may_send(claim, upstream):
+            wait_s = IN_PROGRESS_S if outcome.retry_after_s is None else outcome.retry_after_s
+            return Defer(DeferralReason.IN_PROGRESS, min(max(wait_s, IN_PROGRESS_S), LONGEST_IN_PROGRESS_S))
         case OutcomeKind.UNKNOWN:
-            if idempotent and tries < policy.max_attempts:
-                return ScheduleRetry(backoff_s(tries, policy))
-            if has_history:
-                return AwaitVerification(max(time_left_s, 0.0) + VERIFY_AFTER_S)
-            return Bury(DeadLetterReason.OUTCOME_UNKNOWN)
+            if more and _key_protects(claim.doubt_s or 0.0, upstream):
+                return ScheduleRetry(backoff_s(claim.tries, policy) if outcome.blame is Blame.UPSTREAM else 0.0)
+            return _clear_up(upstream, time_left_s)
+        case OutcomeKind.FAILED if more:
+            return ScheduleRetry(backoff_s(claim.tries, policy))
+        case _ if doubtful:  # this attempt did not arrive; an earlier one may have
+            return _clear_up(upstream, 0.0)
+        case OutcomeKind.FAILED:
+            return Bury(DeadLetterReason.RETRIES_EXHAUSTED)
+        case OutcomeKind.REJECTED if outcome.blame is Blame.RECIPIENT:
+            return Bury(DeadLetterReason.RECIPIENT_REFUSED)
+        case OutcomeKind.REJECTED if outcome.blame is None:
+            return Bury(DeadLetterReason.RECIPIENT_REFUSED, suspicious=True)
+        case _:
+            return Bury(DeadLetterReason.REJECTED)
+
+
+def decide_lookup(
+    finding: Finding, claim: Claim, lookups: int, policy: RetryPolicy, *, is_anothers: bool
+) -> LookupDecision:
+    """What to do after lookup number `lookups` of an unknown outcome.
+
+    is_anothers: what was found is, or may yet turn out to be, another message of the same text.
+    """
+    match finding.evidence:
+        case Evidence.FOUND if not is_anothers:
+            return ConfirmSent(finding.upstream_id)
+        case Evidence.ABSENT if claim.tries < policy.max_attempts:
+            return SendAgain()
+        case Evidence.ABSENT:
+            return GiveUp(DeadLetterReason.RETRIES_EXHAUSTED, "the upstream's history shows that no attempt arrived")
+    if lookups < LOOKUPS:
+        return LookAgain(backoff_s(lookups, LOOKUP_RETRY))
+    why = "it may be another message of the same text" if is_anothers else finding.error
+    return GiveUp(DeadLetterReason.OUTCOME_UNKNOWN, f"it may have arrived; the lookup says: {why}")
+
+
+def _clear_up(upstream: Capabilities, time_left_s: float) -> Decision:
+    """An attempt may have arrived, and it cannot be repeated: the upstream's records must tell, or a person."""
+    if upstream.history:
+        return AwaitVerification(max(time_left_s, 0.0) + VERIFY_AFTER_S)
+    return Bury(DeadLetterReason.OUTCOME_UNKNOWN)
+
+
+def _key_protects(doubt_s: float, upstream: Capabilities) -> bool:
+    return upstream.idempotent and doubt_s < upstream.key_lifetime_s - KEY_MARGIN_S
+
+
+def _throttled(outcome: Outcome, claim: Claim) -> Defer:
+    """The identity cools down, and the line a little longer, so that another line goes first. A line that is throttled
+    again although others got through meanwhile rests alone."""
+    asked_s = DEFAULT_COOLDOWN_S if outcome.retry_after_s is None else outcome.retry_after_s
+    asked_s = min(max(asked_s, 0.0), LONGEST_COOLDOWN_S)
+    line_s = line_rest_s(claim.throttles + 1)
+    if outcome.blame is Blame.RECIPIENT or (claim.throttles and claim.others_passed):
+        return Defer(DeferralReason.THROTTLED, max(asked_s, line_s))
+    return Defer(DeferralReason.THROTTLED, asked_s + line_s, asked_s)
+
+
+# --- waits ----------------------------------------------------------------------------------------------------------
+
+
+def line_rest_s(throttles: int) -> float:
+    """How long a line rests after so many 429s in a row."""
+    return min(LONGEST_LINE_REST_S, LINE_REST_S * 2.0 ** min(throttles - 1, 60))
+
+
+def rest_s(rests: int, asked_s: float | None = None, draw: float | None = None) -> float:
+    """How long an identity rests for the `rests`-th time in a row: doubling, up to a ceiling, with jitter down to half
+    of it, so that identities do not come back all at once. asked_s: what the upstream asks for, at least.
+    draw: a number in [0, 1) to use instead of chance."""
+    ceiling = min(LONGEST_REST_S, FIRST_REST_S * 2.0 ** min(rests - 1, 60))
+    jittered = ceiling * (0.5 + (random.random() if draw is None else draw) / 2)  # noqa: S311 (jitter, not a secret)
+    return max(jittered, min(asked_s or 0.0, LONGEST_COOLDOWN_S))
 
 
 def backoff_s(tries: int, policy: RetryPolicy, draw: float | None = None) -> float:

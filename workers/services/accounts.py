@@ -83,13 +83,14 @@ class Accounts:
         return self.get(account_id)
 
     def resume(self, account_id: str, *, by: Actor) -> Account:
-        """Let its messages go on: a pause ends, and so does a cooldown, for all accounts on the same budget. Raises
-        NotFound."""
+        """Let its messages go on: a pause ends, and so do a cooldown and a rest, for all accounts on the same budget.
+        Raises NotFound."""
 
         def work(c: Connection) -> list[str]:
             if not accounts.resume(c, account_id):
                 raise NotFound(f"No account {account_id}")
             audit.note(c, by, Action.RESUME, account_id)
+            accounts.open_again(c, account_id)
             return accounts.lift_cooldown(c, account_id)
 
         together = self.db.transaction(work)

@@ -29,16 +29,16 @@ import structlog
 from ratelimit import Limits, Tokens, TokensUnavailable
 from ratelimit.tokens import START_WITHIN_S
 from workers import telemetry, tracing
-from workers.channels.base import Channel
+from workers.channels.base import Channel, Sender
 from workers.clock import monotonic_s
 from workers.credentials import Vault
 from workers.domain.errors import StoreUnavailable
 from workers.domain.message import Claim
-from workers.domain.outcome import Outcome, OutcomeKind
-from workers.domain.retry import Defer, DeferralReason, RetryPolicy, decide
+from workers.domain.outcome import Blame, Outcome, OutcomeKind
+from workers.domain.retry import Decision, Defer, DeferralReason, RetryPolicy, decide, may_send
 from workers.services.budgets import Budgets
 from workers.services.senders import Senders
-from workers.services.settle import Settled, Settlement, announce, settle
+from workers.services.settle import RESTS, Settled, Settlement, announce, settle
 from workers.store import accounts, messages
 from workers.store.accounts import Account
 from workers.store.session import Connection, Database
@@ -125,6 +125,12 @@ class Dispatcher:
         finally:
             drain.leave()
 
+    def tell(self, settled: Settled) -> None:
+        """Count and log what has been committed, and wake who may go on because of it."""
+        announce(settled)
+        for account_id in settled.opened:
+            self.wakeups.try_wake(account_id)
+
 
 def drain_name(worker: int) -> str:
     """Names its worker, so that the places of a dead one can be cleared (`Wakeups.evict`)."""
@@ -141,7 +147,10 @@ class _Drain:
         self._ = shared
         self._account, self._limits, self._id = account, limits, drain_id
         self._channel = shared.channels[account.channel]
-        self._api_key: str | None = None
+        self._sender = Sender(settings=account.settings)
+        self._rest = account.rest
+        self._probing = False  # whether this drain holds the right to send one message to a resting identity
+        self._closed = False  # whether the identity or the account has been closed since this drain began
         self._out: dict[str, Claim] = {}
         self._answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
         self._returned: dict[str, float] = {}  # token -> when its answer came (monotonic s)
@@ -160,13 +169,16 @@ class _Drain:
         """Have the account's key at hand, and draw on the budget of that key. Raises Unreadable: another process may
         have the key that opens it."""
         if self._account.sealed_key is not None:
-            self._api_key = self._.vault.open(self._account.sealed_key)
-        self._account = self._.budgets.settled(self._account, self._api_key)
+            self._sender = replace(self._sender, api_key=self._.vault.open(self._account.sealed_key))
+        self._account = self._.budgets.settled(self._account, self._sender.api_key)
         self._limits = self._account.limits_in_force(self._.default_limits)
 
     def run(self, queued: int) -> DrainReport:
         """Send, until there is nothing left to send or no token to send it with. queued: how much there is, about."""
         self._claimable = queued
+        if self._rest is not None and not self._begin_probe():
+            self._report.next_s = self._next_s()
+            return self._report
         finished: list[Settlement] = []
         while True:
             borrowed_s = monotonic_s()
@@ -189,6 +201,9 @@ class _Drain:
         away, all of it comes about by itself in time."""
         self._.senders.release(self._places)
         self._places = 0
+        if self._probing and not self._report.claimed:
+            with suppress(StoreUnavailable):  # then it ends by itself
+                accounts.end_probe(self._.db, self._account.id)
         try:
             if self._returned or self._refunded:
                 self._trade_tokens(0)
@@ -197,12 +212,22 @@ class _Drain:
         except TokensUnavailable as error:
             log.warning("drain_left_without_redis", account_id=self._account.id, error=str(error))
 
+    def _begin_probe(self) -> bool:
+        """Take the right to probe the resting identity, if that is due and there is a message to do it with."""
+        due = self._rest is not None and not self._rest.left_s
+        self._probing = bool(
+            due and self._claimable and accounts.begin_probe(self._.db, self._account.id, self._.lease_s)
+        )
+        return self._probing
+
     def _wish(self, answered: int = 0) -> int:
         """How many tokens this drain could use: as many as there may be messages, and no more. A token borrowed in vain
         is refunded soon, but meanwhile it is missing in every forecast. What has just been answered may make way for as
-        many others in line."""
-        if self._.stopping.is_set() or self._time_is_up():
+        many others in line. One message probes a resting identity."""
+        if self._.stopping.is_set() or self._time_is_up() or self._closed:
             return 0
+        if self._probing:
+            return 0 if self._report.claimed else 1
         return min(BATCH, WIDTH - len(self._out), max(self._claimable, answered))
 
     def _denied_for_s(self) -> float:
@@ -276,9 +301,16 @@ class _Drain:
         def work(c: Connection) -> tuple[Settled, list[Claim]]:
             taken_back = messages.take_back(c, self._unconfirmed, self._.worker)
             settled = replace(settle(c, finished), taken_back=taken_back)
-            return settled, messages.claim_next(
-                c, self._account.id, tokens, self._.worker, self._.lease_s, budget=self._account.budget
+            claims = messages.claim_next(
+                c,
+                self._account.id,
+                tokens,
+                self._.worker,
+                self._.lease_s,
+                budget=self._account.budget,
+                probe=self._probing,
             )
+            return settled, claims
 
         try:
             settled, claims = self._insist(work, tokens, must=bool(finished))
@@ -296,7 +328,9 @@ class _Drain:
         return settled, claims
 
     def _say(self, settled: Settled, claims: list[Claim]) -> None:
-        announce(settled)
+        if self._account.id in settled.opened:
+            self._probing, self._rest = False, None
+        self._.tell(settled)
         for claim in claims:
             log.info("message_sending", **claim.ids)
 
@@ -344,16 +378,21 @@ class _Drain:
         structlog.contextvars.bind_contextvars(**claim.ids)  # in a context of its own
         try:
             with tracing.span("send", kind="CLIENT", parent=claim.traceparent, attributes=claim.ids) as span:
-                outcome = await self._channel.send(
-                    claim, self._api_key, start_by_s=start_by_s, timeout_s=self._.send_timeout_s
-                )
+                outcome = await self._ask_channel(claim, start_by_s)
                 span |= {"outcome": str(outcome.kind), "http.response.status_code": outcome.http_status}
         except asyncio.CancelledError:
             outcome = Outcome(OutcomeKind.UNKNOWN, error="the process ended before an answer came")
         except Exception as error:  # channels do not raise; should one all the same, the drain must not wait for ever
             log.exception("send_broke")
-            outcome = Outcome(OutcomeKind.UNKNOWN, error=type(error).__name__)
+            outcome = Outcome(OutcomeKind.UNKNOWN, Blame.UPSTREAM, error=type(error).__name__)
         self._answers.put(_Answer(claim, outcome, monotonic_s()))
+
+    async def _ask_channel(self, claim: Claim, start_by_s: float) -> Outcome:
+        """Send it, unless that could deliver it a second time."""
+        if not may_send(claim, self._channel.capabilities):
+            words = "not sent again: an earlier attempt may have arrived, and no idempotency key protects it any more"
+            return Outcome(OutcomeKind.UNKNOWN, left=False, withheld=True, error=words)
+        return await self._channel.send(claim, self._sender, start_by_s=start_by_s, timeout_s=self._.send_timeout_s)
 
     def _await_answers(self) -> list[Settlement]:
         try:
@@ -380,22 +419,24 @@ class _Drain:
         elif outcome.kind is not OutcomeKind.UNKNOWN:
             self._returned[claim.token] = answer.at_s
         # An unknown one stays out until its loan ends: no answer came, so the deadline is what counts.
-        decision = decide(
-            outcome,
-            claim.tries,
-            self._.retry,
-            idempotent=self._channel.idempotent,
-            has_history=self._channel.has_history,
-            time_left_s=self._.send_timeout_s - outcome.latency_s,
-        )
-        if isinstance(decision, Defer) and decision.reason is DeferralReason.THROTTLED:
-            telemetry.upstream_throttled.labels(self._channel.name).inc()
-            self._cool_down(decision.cooldown_s)
-        if not outcome.interrupted:
+        time_left_s = self._.send_timeout_s - outcome.latency_s
+        decision = decide(outcome, claim, self._.retry, self._channel.capabilities, time_left_s=time_left_s)
+        self._heed(decision)
+        if outcome.left:
             telemetry.send_latency.labels(self._channel.name).observe(outcome.latency_s)
-        known_s = self._.latency_s.get(self._account.id, outcome.latency_s)
-        self._.latency_s[self._account.id] = known_s + _SMOOTHING * (outcome.latency_s - known_s)
-        return Settlement(claim, outcome, decision)
+            known_s = self._.latency_s.get(self._account.id, outcome.latency_s)
+            self._.latency_s[self._account.id] = known_s + _SMOOTHING * (outcome.latency_s - known_s)
+        return Settlement(claim, outcome, decision, self._probing, self._rest.times if self._rest else 0)
+
+    def _heed(self, decision: Decision) -> None:
+        """What a decision means for this drain itself, before it is on record."""
+        match decision:
+            case Defer(DeferralReason.THROTTLED, _, cooldown_s):
+                telemetry.upstream_throttled.labels(self._channel.name).inc()
+                if cooldown_s:
+                    self._cool_down(cooldown_s)
+            case Defer(reason) if reason in RESTS or reason is DeferralReason.PAUSED:
+                self._closed = True
 
     def _cool_down(self, for_s: float) -> None:
         try:

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from ratelimit import Limits, Tokens
 from workers.domain.actor import Actor
 from workers.domain.errors import Conflict, NotFound
-from workers.domain.message import rank
 from workers.domain.state import State
 from workers.services.estimate import Place, estimate
 from workers.services.submit import check_times, look_at_all
@@ -108,15 +107,23 @@ class Failures:
         for failed in matched:
             sizes[failed.account_id] += 1
             least[failed.account_id] = min(failed.priority, least.get(failed.account_id, failed.priority))
-        standings = accounts.standings(self.db, dict.fromkeys(sizes))
+        standings = accounts.standings(self.db, sizes)
         asked = [(s.account, s.account.limits_in_force(self.default_limits)) for s in standings.values()]
         last = []
         for standing, (account, limits), (view, latency_s) in zip(
             standings.values(), asked, look_at_all(self.tokens, self.wakeups, asked), strict=True
         ):
-            lowest = rank(least[account.id], redriven=True)
-            place = Place(standing.ahead(lowest) + sizes[account.id], lowest)
-            [promise] = estimate(standing, limits, view, [place], latency_s=latency_s, lease_s=self.lease_s, now=now)
+            position = standing.ahead(least[account.id], redriven=True) + sizes[account.id]
+            [promise] = estimate(
+                account,
+                limits,
+                view,
+                [Place(position)],
+                claimed=standing.tokens,
+                latency_s=latency_s,
+                lease_s=self.lease_s,
+                now=now,
+            )
             last.append(promise.at)
         return None if None in last else max((at for at in last if at), default=now)
 

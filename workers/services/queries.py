@@ -1,18 +1,17 @@
 """What people ask: how things stand, and what became of a message."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from ratelimit import Limits, Tokens, TokensUnavailable, View, forecast
 from workers.clock import moment_in
 from workers.domain.errors import NotFound, StoreUnavailable
-from workers.domain.message import rank
+from workers.domain.health import Closed, Health, Refused, Trouble, account_troubles, health
 from workers.domain.state import IN_FLIGHT, WAITING, State
 from workers.domain.state import Status as MessageStatus
 from workers.services.estimate import BlockedBy, Estimate, Place, estimate
-from workers.services.submit import behind_its_line, look_at_all
+from workers.services.submit import look_at_all
 from workers.store import accounts, audit, batches, queries
 from workers.store.accounts import Account
 from workers.store.audit import AuditFilter
@@ -20,6 +19,8 @@ from workers.store.queries import FailureFilter, MessageFilter, Scope
 from workers.store.session import Database, Row
 from workers.telemetry import logger
 from workers.wakeups import EXPECTED_LATENCY_S, Wakeups
+
+_WAIT = "messages are accepted, and wait until it is back"
 
 log = logger(__name__)
 
@@ -55,28 +56,28 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountStatus:
-    """view: None while Redis is unavailable. latency_s: how long the account's upstream takes to answer. beside: how
-    many messages wait on other accounts that draw on the same budget. last_due_s: seconds until the last of its own may
-    go by its sendAt or its next try. What takes a forecast is worked out when it is asked for."""
+    """view: None while Redis is unavailable. latency_s: how long the account's upstream takes to answer. What takes a
+    forecast is worked out when it is asked for."""
 
     account: Account
     limits: Limits
     view: View | None
     latency_s: float
     counts: dict[State, int]
-    beside: int = 0
-    last_due_s: float = 0.0
+
+    @property
+    def closed(self) -> Closed | None:
+        """Why it sends nothing; None if it may."""
+        return self.account.closed(self.cooldown_s)
 
     @property
     def state(self) -> str:
         """active, paused or cooldown."""
-        return "paused" if self.account.paused_s else "cooldown" if self.cooldown_s else "active"
+        return self.closed.state if self.closed else "active"
 
     @property
     def reason(self) -> str | None:
-        if self.state == "cooldown":
-            return f"throttled by the upstream for {self.cooldown_s:.0f} s more"
-        return self.account.pause_reason
+        return self.closed.reason if self.closed else None
 
     @property
     def cooldown_s(self) -> float:
@@ -84,7 +85,7 @@ class AccountStatus:
 
     @property
     def depth(self) -> int:
-        return _depth(self.counts)
+        return sum(self.counts.get(state, 0) for state in WAITING)
 
     @property
     def in_flight(self) -> int:
@@ -110,18 +111,10 @@ class AccountStatus:
     def done_s(self) -> float | None:
         """Seconds until its last waiting message goes; None if nobody can say."""
         held_s = max(self.account.paused_s, self.cooldown_s)
-        if self.view is None or not self.depth or held_s == float("inf"):
+        if self.view is None or not self.depth or held_s == float("inf") or self.account.rest:
             return None
-        last = self.depth + min(self.beside, self.depth)  # accounts that draw on the same budget take turns
-        turn_s = forecast(self.limits, self.view.uses, last, latency_s=self.latency_s, not_before_s=held_s)
-        return max(turn_s, self.last_due_s)
-
-    @property
-    def closed_by(self) -> str | None:
-        """`upstream` or `admin`; None if the account is active."""
-        if self.state == "paused":
-            return self.account.paused_by or "admin"
-        return None if self.state == "active" else "upstream"
+        uses = self.view.uses
+        return forecast(self.limits, uses, self.depth, latency_s=self.latency_s, not_before_s=held_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +122,13 @@ class Status:
     accounts: list[AccountStatus]
     limits: Limits
     last_processed_at: datetime | None
-    troubles: list[str] = field(default_factory=list)
-    """What keeps messages from going out, for people; empty if nothing does."""
+    troubles: list[Trouble] = field(default_factory=list)
+    """What keeps messages from going out; empty if nothing does."""
+
+    @property
+    def health(self) -> tuple[Health, str]:
+        """The state of the whole, and why."""
+        return health(self.troubles)
 
     @property
     def depth(self) -> int:
@@ -211,37 +209,32 @@ class Reader:
 
     def status(self, scope: Scope) -> Status:
         found = accounts.all_of(self.db, None if scope is None else list(scope))
-        counts, last_due_s = queries.counts(self.db, scope), queries.last_due_s(self.db, scope)
-        troubles = []
+        counts = queries.counts(self.db, scope)
+        troubles: list[Trouble] = []
         ids = [account.id for account in found]
         views: list[View | None]
         try:
             views = list(self.tokens.views([(account.budget, self._limits(account)) for account in found]))
             latencies_s, last_s = self.wakeups.latencies_s(ids), self.wakeups.last_processed_s(ids)
             troubles += [
-                f"No {kind} is running: messages are accepted, and wait"
+                Trouble(f"No {kind} is running: messages are accepted, and wait", stops_all=True)
                 for kind in ("worker", "pacer")
                 if not self.wakeups.alive(kind)
             ]
             if self.wakeups.broker_is_away():
-                troubles.append("Celery's broker is away: messages are accepted, and wait until it is back")
+                troubles.append(Trouble(f"Celery's broker is unavailable: {_WAIT}", stops_all=True))
         except TokensUnavailable:
             views, latencies_s, last_s = [None] * len(found), [EXPECTED_LATENCY_S] * len(found), None
-            troubles.append("Redis is away: messages are accepted, and wait until it is back")
-        depths: Counter[str] = Counter()
-        for account in found:
-            depths[account.budget] += _depth(counts.get(account.id, {}))
+            troubles.append(Trouble(f"Redis is unavailable: {_WAIT}", stops_all=True))
+        troubles += account_troubles(
+            [(a.id, a.rest) for a in found if a.rest is not None],
+            [Refused(a.id, a.pause_reason or "", a.paused_since) for a in found if a.paused_by == "upstream"],
+        )
         held = {self._limits(account) for account in found}
         return Status(
             [
                 AccountStatus(
-                    account=a,
-                    limits=self._limits(a),
-                    view=view,
-                    latency_s=latency_s,
-                    counts=counts.get(a.id, {}),
-                    beside=depths[a.budget] - _depth(counts.get(a.id, {})),
-                    last_due_s=last_due_s.get(a.id, 0.0),
+                    account=a, limits=self._limits(a), view=view, latency_s=latency_s, counts=counts.get(a.id, {})
                 )
                 for a, view, latency_s in zip(found, views, latencies_s, strict=True)
             ],
@@ -284,50 +277,35 @@ class Reader:
         if not waiting:
             return {}
         now = datetime.now(UTC)
-        standings = accounts.standings(self.db, _latest(waiting, now))
-        places = self._places(waiting, now)
+        standings = accounts.standings(self.db, {row["account_id"] for row in waiting})
+        ahead = queries.ahead_of(self.db, [row["id"] for row in waiting])
         asked = [(standing.account, self._limits(standing.account)) for standing in standings.values()]
         looks = look_at_all(self.tokens, self.wakeups, asked)
         found: dict[str, Waiting] = {}
         for standing, (account, limits), (view, latency_s) in zip(standings.values(), asked, looks, strict=True):
-            own = {row["id"]: places[row["id"]] for row in waiting if row["account_id"] == account.id}
+            own = [row for row in waiting if row["account_id"] == account.id and row["id"] in ahead]
+            places = [_place(row, ahead[row["id"]] + 1, now) for row in own]
             promises = estimate(
-                standing, limits, view, list(own.values()), latency_s=latency_s, lease_s=self.lease_s, now=now
+                account,
+                limits,
+                view,
+                places,
+                claimed=standing.tokens,
+                latency_s=latency_s,
+                lease_s=self.lease_s,
+                now=now,
             )
             found |= {
-                message_id: Waiting(place.position, promise)
-                for (message_id, place), promise in zip(own.items(), promises, strict=True)
+                row["id"]: Waiting(place.position, promise)
+                for row, place, promise in zip(own, places, promises, strict=True)
             }
         return found
-
-    def _places(self, waiting: Sequence[Row], now: datetime) -> dict[str, Place]:
-        lines = queries.lines_ahead(self.db, [row["id"] for row in waiting if row["state"] == State.HELD])
-        heads = [line.head_id for line in lines.values() if line.redriven]
-        ahead = queries.ahead_of(self.db, [*(row["id"] for row in waiting), *heads])
-        places = {row["id"]: _place(row, ahead.get(row["id"], 0) + 1, now) for row in waiting}
-        return places | {
-            message_id: behind_its_line(places[message_id], line, ahead.get(line.head_id, 0), now)
-            for message_id, line in lines.items()
-        }
-
-
-def _latest(waiting: Sequence[Row], now: datetime) -> dict[str, datetime | None]:
-    """The accounts of these messages, with the last due time of each that is still to come."""
-    found: dict[str, datetime | None] = {}
-    for row in sorted(waiting, key=lambda row: row["due_at"]):
-        found[row["account_id"]] = row["due_at"] if row["due_at"] > now else None
-    return found
-
-
-def _depth(counts: Mapping[State, int]) -> int:
-    return sum(counts.get(state, 0) for state in WAITING)
 
 
 def _place(row: Row, position: int, now: datetime) -> Place:
     """Where a waiting message stands."""
     due_s = max(0.0, (row["due_at"] - now).total_seconds())
-    own = rank(row["priority"], redriven=row["redriven"])
-    return Place(position, own, State(row["state"]), due_s, _put_off_by(row))
+    return Place(position, State(row["state"]), due_s, _put_off_by(row))
 
 
 def _put_off_by(row: Row) -> BlockedBy:

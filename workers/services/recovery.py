@@ -13,17 +13,29 @@ import math
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from ratelimit import Limits, Tokens, Use
 from ratelimit.tokens import START_WITHIN_S, View
 from workers import telemetry
-from workers.channels.base import Channel
+from workers.channels.base import Channel, Sender
 from workers.clock import monotonic_s
 from workers.credentials import Vault
 from workers.domain.errors import StaleClaim, Unreadable
-from workers.domain.outcome import Evidence, Finding, Outcome, OutcomeKind
-from workers.domain.retry import DeadLetterReason, RetryPolicy, ScheduleRetry, backoff_s, decide
+from workers.domain.lookup import Evidence, Finding, History, compare
+from workers.domain.outcome import Outcome, OutcomeKind
+from workers.domain.retry import (
+    ConfirmSent,
+    GiveUp,
+    LookAgain,
+    LookupDecision,
+    RetryPolicy,
+    SendAgain,
+    decide,
+    decide_lookup,
+)
+from workers.domain.state import State
 from workers.presence import LOCK_CLASS, living
 from workers.services.settle import Settlement, announce, settle
 from workers.store import accounts, budgets, messages, queries
@@ -43,10 +55,11 @@ over to another server), a lock must have been missing for the second: clients w
 SURE_FOR_S = 900.0
 """An account without a token is looked at again after this long at the latest: who slept past the end of a loan may
 still refund it."""
-LOOKUPS = 5
-"""Look-ups of one unknown outcome before a person must decide."""
 LOOKUP_TIMEOUT_S = 10.0
-_LOOKUP_RETRY = RetryPolicy(max_attempts=LOOKUPS, base_s=2.0, max_s=30.0)
+LOOKUP_WIDTH = 8
+"""Lookups that one worker process has out at once, over all accounts."""
+LOOK_FOR_MORE_S = 0.5
+"""How often it looks for lookups that have become due while others are out."""
 
 log = logger(__name__)
 
@@ -89,16 +102,7 @@ class Rescuer:
         assert account is not None, "messages refer to accounts"
         channel = self.channels[account.channel]
         outcome = Outcome(OutcomeKind.UNKNOWN, error=f"the worker {what} before it could record the outcome")
-        decision = decide(
-            outcome,
-            orphan.claim.tries,
-            self.retry,
-            idempotent=channel.idempotent,
-            has_history=channel.has_history,
-            time_left_s=orphan.time_left_s,
-        )
-        if isinstance(decision, ScheduleRetry):
-            decision = ScheduleRetry(0.0)  # the upstream is not to blame, and need not be spared
+        decision = decide(outcome, orphan.claim, self.retry, channel.capabilities, time_left_s=orphan.time_left_s)
         settled = self.db.transaction(lambda c: settle(c, [Settlement(orphan.claim, outcome, decision)]))
         announce(settled)
         if settled.stale:
@@ -248,84 +252,102 @@ def verify(
     retry: RetryPolicy,
     stopping: threading.Event,
 ) -> int:
-    """Look up the unknown outcomes that are due, one after the other. Spends no token. Returns how many it settled."""
+    """Look up the unknown outcomes that are due, up to `LOOKUP_WIDTH` at once and one per account. Spends no token.
+    Returns how many it settled."""
+    verifier = _Verifier(db, wakeups, channels, vault, retry)
     verified = 0
-    while not stopping.is_set():
-        due = messages.claim_lookups(db, want=1, lease_s=2 * LOOKUP_TIMEOUT_S)
-        if not due:
-            break
-        verified += _verify_one(db, wakeups, channels, vault, retry, due[0])
-    return verified
+    with ThreadPoolExecutor(LOOKUP_WIDTH, thread_name_prefix="lookup") as pool:
+        out: dict[Future[int], str] = {}
+        while True:
+            while len(out) < LOOKUP_WIDTH and not stopping.is_set():
+                lookup = messages.claim_lookup(db, 2 * LOOKUP_TIMEOUT_S, busy=out.values())
+                if lookup is None:
+                    break
+                out[pool.submit(verifier.look_up, lookup)] = lookup.claim.account_id
+            if not out:
+                return verified
+            ended, _ = wait(out, timeout=LOOK_FOR_MORE_S, return_when=FIRST_COMPLETED)
+            for future in ended:
+                del out[future]
+                verified += future.result()
 
 
-def _find(channel: Channel, lookup: messages.Lookup, api_key: str | None) -> Finding:
-    """Channels do not raise; should one all the same, its message must not be looked up for ever."""
-    try:
-        return channel.find(
-            lookup.claim,
-            api_key,
-            started_ago_s=lookup.started_ago_s,
-            known_ids=lookup.known_ids,
-            timeout_s=LOOKUP_TIMEOUT_S,
-        )
-    except Exception as error:
-        log.exception("lookup_broke", message_id=lookup.claim.message_id)
-        return Finding(Evidence.UNAVAILABLE, error=type(error).__name__)
+@dataclass(frozen=True, slots=True)
+class _Verifier:
+    """One lookup at a time, for whichever thread asks."""
 
+    db: Database
+    wakeups: Wakeups
+    channels: Mapping[str, Channel]
+    vault: Vault
+    retry: RetryPolicy
 
-def _verify_one(
-    db: Database,
-    wakeups: Wakeups,
-    channels: Mapping[str, Channel],
-    vault: Vault,
-    retry: RetryPolicy,
-    lookup: messages.Lookup,
-) -> int:
-    claim = lookup.claim
-    account = accounts.get(db, claim.account_id)
-    assert account is not None, "messages refer to accounts"
-    try:
-        api_key = None if account.sealed_key is None else vault.open(account.sealed_key)
-    except Unreadable as error:
-        # It is due again once its lease is over: for a worker that has the key.
-        log.error("credentials_unreadable", account_id=account.id, error=str(error))
-        return 0
-    finding = _find(channels[account.channel], lookup, api_key)
+    def look_up(self, lookup: messages.Lookup) -> int:
+        """Ask the upstream, and record what follows. Returns 1, or 0 if nothing came of it."""
+        claim = lookup.claim
+        account = accounts.get(self.db, claim.account_id)
+        assert account is not None, "messages refer to accounts"
+        try:
+            api_key = None if account.sealed_key is None else self.vault.open(account.sealed_key)
+        except Unreadable as error:
+            # It is due again once its lease is over: for a worker that has the key.
+            log.error("credentials_unreadable", account_id=account.id, error=str(error))
+            return 0
+        finding = self._ask(self.channels[account.channel], Sender(api_key, account.settings), lookup)
+        try:
+            decision = self.db.transaction(lambda c: self._record(c, lookup, finding))
+        except StaleClaim:
+            log.warning("stale_lookup", message_id=claim.message_id)
+            return 0
+        self._say(lookup, finding, decision)
+        if not isinstance(decision, LookAgain):
+            self.wakeups.wake(claim.account_id)
+        return 1
 
-    def work(c: Connection) -> str:
+    def _ask(self, channel: Channel, sender: Sender, lookup: messages.Lookup) -> Finding:
+        """Channels do not raise; should one all the same, its message must not be looked up for ever."""
+        chat_id = lookup.claim.recipient_id
+        try:
+            history = channel.history(chat_id, sender, since_s=lookup.since_s, timeout_s=LOOKUP_TIMEOUT_S)
+        except Exception as error:
+            log.exception("lookup_broke", message_id=lookup.claim.message_id)
+            history = History(error=type(error).__name__)
+        return compare(history, lookup.claim, lookup.known_ids)
+
+    def _record(self, c: Connection, lookup: messages.Lookup, finding: Finding) -> LookupDecision:
+        claim = lookup.claim
         messages.lock_chat(c, claim)
         found = finding.evidence is Evidence.FOUND
-        if found and not messages.is_anothers(c, claim, finding.upstream_id):
-            messages.confirm_sent(c, claim, finding.upstream_id)
-            return "sent"
-        if finding.evidence is Evidence.ABSENT and claim.tries < retry.max_attempts:
-            messages.confirm_absent(c, claim)
-            return "queued"
-        if finding.evidence is Evidence.ABSENT:
-            messages.bury_unverified(c, claim, DeadLetterReason.RETRIES_EXHAUSTED, "it did not arrive, time and again")
-            return "failed"
-        if lookup.lookups < LOOKUPS:
-            messages.look_again(c, claim, backoff_s(lookup.lookups, _LOOKUP_RETRY))
-            return "verifying"
-        words = f"nobody knows whether it arrived; the look-up says: {finding.error}"
-        messages.bury_unverified(c, claim, DeadLetterReason.OUTCOME_UNKNOWN, words)
-        return "failed"
+        is_anothers = found and messages.is_anothers(c, claim, finding.upstream_id)
+        decision = decide_lookup(finding, claim, lookup.lookups, self.retry, is_anothers=is_anothers)
+        match decision:
+            case ConfirmSent(upstream_id):
+                messages.confirm_sent(c, claim, upstream_id)
+            case SendAgain():
+                messages.confirm_absent(c, claim)
+            case LookAgain(delay_s):
+                messages.look_again(c, claim, delay_s)
+            case GiveUp(reason, error):
+                messages.bury_unverified(c, claim, reason, error)
+        return decision
 
-    try:
-        state = db.transaction(work)
-    except StaleClaim:
-        log.warning("stale_lookup", message_id=claim.message_id)
-        return 0
-    log.info(
-        "message_looked_up",
-        **claim.ids,
-        evidence=str(finding.evidence),
-        state=state,
-        lookups=lookup.lookups,
-        error=finding.error,
-    )
-    if state in ("sent", "failed"):
-        telemetry.messages_processed.labels(state).inc()
-    if state != "verifying":
-        wakeups.wake(claim.account_id)
-    return 1
+    def _say(self, lookup: messages.Lookup, finding: Finding, decision: LookupDecision) -> None:
+        state = _STATE_AFTER[type(decision)]
+        if state in (State.SENT, State.FAILED):
+            telemetry.messages_processed.labels(str(state)).inc()
+        log.info(
+            "message_looked_up",
+            **lookup.claim.ids,
+            evidence=str(finding.evidence),
+            state=str(state),
+            lookups=lookup.lookups,
+            error=finding.error,
+        )
+
+
+_STATE_AFTER = {
+    ConfirmSent: State.SENT,
+    SendAgain: State.QUEUED,
+    LookAgain: State.VERIFYING,
+    GiveUp: State.FAILED,
+}

@@ -28,7 +28,7 @@ WITH wanted AS (
     RETURNING d.message_id
 ), queued AS (
     UPDATE messages m SET state = 'held', due_at = statement_timestamp(), queued_at = statement_timestamp(),
-        tries = 0, redriven = %(redriven)s, ended_at = NULL, estimated_at = NULL,
+        tries = 0, throttles = 0, redriven = %(redriven)s, ended_at = NULL, estimated_at = NULL,
         expires_at = coalesce(%(expires_at)s::timestamptz, m.expires_at),
         request_id = %(by_request_id)s, traceparent = %(by_traceparent)s
     FROM closed WHERE m.id = closed.message_id AND m.state || '' = 'failed'

@@ -17,7 +17,7 @@ plans (`test_plans.py`).
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -28,6 +28,7 @@ from ulid import ULID
 
 from workers.domain.actor import Action, Actor
 from workers.domain.errors import StaleClaim
+from workers.domain.lookup import same_text
 from workers.domain.message import Claim, Line, NewMessage
 from workers.domain.outcome import Outcome
 from workers.domain.retry import DeadLetterReason, DeferralReason
@@ -352,12 +353,14 @@ WITH next AS (SELECT * FROM (
     ) m
     WHERE a.id = %(account_id)s AND coalesce(a.budget, a.id) = %(budget)s
       AND (a.paused_at IS NULL OR a.paused_until <= statement_timestamp())
+      AND (a.rest_until IS NULL OR %(probe)s::boolean)
     LIMIT %(want)s
 ) wanted LIMIT {CLAIMED_AT_ONCE}), claimed AS (
     UPDATE messages m SET state = 'sending', attempts = m.attempts + 1, tries = m.tries + 1
     FROM next WHERE m.id = next.id AND m.state || '' = 'queued'
     RETURNING m.id, m.account_id, m.recipient_id, m.priority, m.content, m.media_ids, m.attempts, m.tries, m.due_at,
-              m.request_id, m.traceparent, (%(tokens)s::text[])[next.n] AS token
+              m.request_id, m.traceparent, m.refusals, m.throttles, m.throttled_at,
+              (%(tokens)s::text[])[next.n] AS token
 ), intent AS (
     INSERT INTO attempts (message_id, account_id, number, token, worker, deadline_at, budget)
     SELECT id, account_id, attempts, token, %(worker)s, clock_timestamp() + %(lease_s)s * interval '1 second',
@@ -365,6 +368,14 @@ WITH next AS (SELECT * FROM (
     FROM claimed
 )
 SELECT *, extract(epoch FROM statement_timestamp() - due_at)::float8 AS due_s,
+    CASE WHEN tries > 1 THEN
+        (SELECT extract(epoch FROM clock_timestamp() - min(a.started_at))::float8 FROM attempts a
+         WHERE a.message_id = claimed.id AND a.counted AND a.outcome = 'unknown' AND a.number > attempts - tries)
+    END AS doubt_s,
+    throttles > 0 AND EXISTS (
+        SELECT FROM attempts a WHERE a.started_at > claimed.throttled_at AND a.account_id = claimed.account_id
+           AND a.outcome = 'accepted'
+    ) AS others_passed,
     (SELECT sum(n)::int FROM tallies WHERE account_id = %(account_id)s AND state = 'queued') AS queued
 FROM claimed
 """
@@ -378,12 +389,13 @@ def claim_next(
     lease_s: float,
     *,
     budget: str | None = None,
+    probe: bool = False,
 ) -> list[Claim]:
     """Claim up to one message per token, `CLAIMED_AT_ONCE` at most, and put an attempt for each on record, committed
     before anything leaves.
 
     budget: where the tokens come from; None for the one that has the account's id. Nothing is claimed if the account
-    draws on another by now.
+    draws on another by now. probe: also of an account that rests; see `accounts.begin_probe`.
     """
     if not tokens:
         return []
@@ -394,6 +406,7 @@ def claim_next(
         "worker": worker,
         "lease_s": lease_s,
         "budget": budget or account_id,
+        "probe": probe,
     }
     return [_claim(row) for row in c.all(_CLAIM_NEXT, params)]
 
@@ -463,9 +476,14 @@ def mark_sent(c: Connection, accepted: Sequence[tuple[Claim, Outcome]]) -> list[
     return [Sent(row["id"], row["waited_s"], row["estimate_error_s"]) for row in c.all(_MARK_SENT, params)]
 
 
+# An answered refusal uses up the idempotency key: an upstream may replay it for ever. Not while an earlier attempt may
+# have arrived under that very key: then it stays, and so does what it protects from.
+_REFUSALS = "refusals = m.refusals + (%(refused)s AND NOT %(doubtful)s)::int"
+
 _SCHEDULE_RETRY = f"""
 WITH {_CLOSE_ATTEMPT}
-UPDATE messages m SET state = 'queued', due_at = clock_timestamp() + %(delay_s)s * interval '1 second'
+UPDATE messages m SET state = 'queued', due_at = clock_timestamp() + %(delay_s)s * interval '1 second',
+    throttles = 0, {_REFUSALS}
 FROM closed WHERE m.id = closed.message_id AND m.state || '' = 'sending' AND m.attempts = %(attempt)s
 RETURNING m.id
 """
@@ -476,17 +494,22 @@ def schedule_retry(c: Connection, claim: Claim, outcome: Outcome, delay_s: float
     _move(c, _SCHEDULE_RETRY, claim, outcome, delay_s=delay_s)
 
 
+# A line that rests goes on behind those that are due before it; any other deferral keeps its place.
 _DEFER = f"""
 WITH {_CLOSE_ATTEMPT}
-UPDATE messages m SET state = 'queued', attempts = m.attempts - 1, tries = m.tries - 1
+UPDATE messages m SET state = 'queued', attempts = m.attempts - 1, tries = m.tries - 1, {_REFUSALS},
+    due_at = CASE WHEN %(delay_s)s > 0 THEN clock_timestamp() + %(delay_s)s * interval '1 second' ELSE m.due_at END,
+    throttles = CASE WHEN %(throttled)s THEN least(m.throttles + 1, 1000) ELSE m.throttles END,
+    throttled_at = CASE WHEN %(throttled)s THEN clock_timestamp() ELSE m.throttled_at END
 FROM closed WHERE m.id = closed.message_id AND m.state || '' = 'sending' AND m.attempts = %(attempt)s
 RETURNING m.id
 """
 
 
-def defer(c: Connection, claim: Claim, outcome: Outcome, reason: DeferralReason) -> None:
-    """Not its turn after all: back to its old place, nothing counted."""
-    _move(c, _DEFER, claim, outcome, counted=False, deferral=str(reason))
+def defer(c: Connection, claim: Claim, outcome: Outcome, reason: DeferralReason, delay_s: float = 0.0) -> None:
+    """Not its turn after all: back to its old place, nothing counted. delay_s: how long its line rests first."""
+    throttled = reason is DeferralReason.THROTTLED
+    _move(c, _DEFER, claim, outcome, counted=False, deferral=str(reason), delay_s=delay_s, throttled=throttled)
 
 
 _TAKE_BACK = """
@@ -508,33 +531,30 @@ def take_back(c: Connection, tokens: Sequence[str], worker: int) -> int:
     return len(c.all(_TAKE_BACK, {"tokens": list(tokens), "worker": worker})) if tokens else 0
 
 
+# Of an attempt that was withheld nothing is counted: its number goes to the next one.
+_UNCOUNTED = "attempts = m.attempts - (NOT %(counted)s)::int, tries = m.tries - (NOT %(counted)s)::int"
+
 _BURY = f"""
 WITH {_CLOSE_ATTEMPT}, dead AS (
-    UPDATE messages m SET state = 'failed', ended_at = clock_timestamp()
+    UPDATE messages m SET state = 'failed', ended_at = clock_timestamp(), {_UNCOUNTED}, {_REFUSALS}
     FROM closed WHERE m.id = closed.message_id AND m.state || '' = 'sending' AND m.attempts = %(attempt)s
     RETURNING m.id, m.account_id
 )
 INSERT INTO dead_letters (message_id, account_id, reason, error, http_status)
-SELECT id, account_id,
-       CASE WHEN EXISTS (SELECT FROM attempts a WHERE a.message_id = dead.id AND a.counted AND a.outcome = 'unknown'
-                         AND a.number > %(attempt)s - %(tries)s AND a.number < %(attempt)s)
-            THEN 'outcome_unknown' ELSE %(reason)s END,
-       %(error)s, %(http_status)s
-FROM dead
+SELECT id, account_id, %(reason)s, %(error)s, %(http_status)s FROM dead
 RETURNING message_id
 """
 
 
 def bury(c: Connection, claim: Claim, outcome: Outcome, reason: DeadLetterReason) -> None:
-    """Give it up: a dead letter for a person to look at. Its line moves on. Whatever the last answer was, if an earlier
-    attempt got none, nobody knows whether it arrived."""
-    _move(c, _BURY, claim, outcome, reason=str(reason), tries=claim.tries)
+    """Give it up: a dead letter for a person to look at. Its line moves on."""
+    _move(c, _BURY, claim, outcome, counted=not outcome.withheld, deferral=_withheld(outcome), reason=str(reason))
     elect_heads(c, [claim.line])
 
 
 _AWAIT_VERIFICATION = f"""
 WITH {_CLOSE_ATTEMPT}
-UPDATE messages m SET state = 'verifying', lookups = 0,
+UPDATE messages m SET state = 'verifying', lookups = 0, {_UNCOUNTED}, {_REFUSALS},
     due_at = clock_timestamp() + %(delay_s)s * interval '1 second'
 FROM closed WHERE m.id = closed.message_id AND m.state || '' = 'sending' AND m.attempts = %(attempt)s
 RETURNING m.id
@@ -543,9 +563,19 @@ RETURNING m.id
 
 def await_verification(c: Connection, claim: Claim, outcome: Outcome, delay_s: float) -> None:
     """Nobody knows whether it arrived: look it up after `delay_s`."""
-    _move(c, _AWAIT_VERIFICATION, claim, outcome, delay_s=delay_s)
+    _move(
+        c, _AWAIT_VERIFICATION, claim, outcome,
+        counted=not outcome.withheld, deferral=_withheld(outcome), delay_s=delay_s,
+    )  # fmt: skip
 
 
+def _withheld(outcome: Outcome) -> str | None:
+    return str(DeferralReason.WITHHELD) if outcome.withheld else None
+
+
+# Whatever became of the message since: this attempt is proved to have arrived. If the message waits, is looked up or
+# was given up, it is sent, and any open letter of it is closed. If another attempt of it is out, which cannot be called
+# back, the message is sent once that has ended (`mark_proved`).
 _ACCEPT_LATE_ANSWER = """
 WITH doubtful AS (
     -- It ended now, with its answer, not when it was written off: the upstream may have taken it in between.
@@ -554,18 +584,21 @@ WITH doubtful AS (
     RETURNING message_id
 ), closed AS (
     UPDATE dead_letters d SET closed_at = clock_timestamp(), closed_as = 'sent', closed_by = 'late answer'
-    FROM doubtful WHERE d.message_id = doubtful.message_id AND d.closed_at IS NULL AND d.reason = 'outcome_unknown'
+    FROM doubtful WHERE d.message_id = doubtful.message_id AND d.closed_at IS NULL
 )
-UPDATE messages m SET state = 'sent', sent_at = clock_timestamp(), ended_at = clock_timestamp(),
-    upstream_id = %(upstream_id)s
+UPDATE messages m SET upstream_id = %(upstream_id)s,
+    state = CASE m.state WHEN 'sending' THEN 'sending' ELSE 'sent' END,
+    sent_at = CASE m.state WHEN 'sending' THEN NULL ELSE clock_timestamp() END,
+    ended_at = CASE m.state WHEN 'sending' THEN NULL ELSE clock_timestamp() END
 FROM doubtful
-WHERE m.id = doubtful.message_id AND m.attempts = %(attempt)s AND m.state || '' IN ('queued', 'verifying', 'failed')
-RETURNING m.id
+WHERE m.id = doubtful.message_id AND m.state || '' IN ('held', 'queued', 'sending', 'verifying', 'failed')
+RETURNING m.state
 """
 
 
-def accept_late_answer(c: Connection, claim: Claim, outcome: Outcome) -> None:
-    """The answer of an attempt already written off as unknown arrived after all, before another was made."""
+def accept_late_answer(c: Connection, claim: Claim, outcome: Outcome) -> bool:
+    """The answer of an attempt already written off as unknown arrived after all: the message was delivered. Returns
+    whether it is `sent` now; False while another attempt of it is out."""
     params = {
         "message_id": claim.message_id,
         "attempt": claim.attempt,
@@ -573,9 +606,34 @@ def accept_late_answer(c: Connection, claim: Claim, outcome: Outcome) -> None:
         "http_status": outcome.http_status,
         "upstream_id": outcome.upstream_id,
     }
-    if not c.all(_ACCEPT_LATE_ANSWER, params):
+    rows = c.all(_ACCEPT_LATE_ANSWER, params)
+    if not rows:
         raise StaleClaim(claim.message_id, claim.attempt)
     elect_heads(c, [claim.line])
+    return rows[0]["state"] == "sent"
+
+
+_MARK_PROVED = """
+WITH proved AS (
+    UPDATE messages SET state = 'sent', sent_at = clock_timestamp(), ended_at = clock_timestamp()
+    WHERE id = %(message_id)s AND upstream_id IS NOT NULL AND state || '' IN ('queued', 'verifying', 'failed')
+    RETURNING id
+)
+UPDATE dead_letters d SET closed_at = clock_timestamp(), closed_as = 'sent', closed_by = 'late answer'
+FROM proved WHERE d.message_id = proved.id AND d.closed_at IS NULL
+"""
+_IS_PROVED = "SELECT 1 FROM messages WHERE id = %(message_id)s AND upstream_id IS NOT NULL"
+
+
+def mark_proved(c: Connection, claim: Claim) -> bool:
+    """An earlier attempt turned out to have arrived while a later one was out. Now that this one has ended without a
+    success, the message is sent. To be asked in the transaction that recorded it. Returns whether it is so."""
+    params = {"message_id": claim.message_id}
+    if not c.all(_IS_PROVED, params):
+        return False
+    c.all(_MARK_PROVED, params)
+    elect_heads(c, [claim.line])
+    return True
 
 
 def _move(
@@ -593,6 +651,8 @@ def _move(
         "http_status": outcome.http_status,
         "latency_ms": round(outcome.latency_s * 1000),
         "error": outcome.error,
+        "refused": outcome.refused,
+        "doubtful": claim.doubt_s is not None,
     }
     if not c.all(sql, params):
         raise StaleClaim(claim.message_id, claim.attempt)
@@ -600,47 +660,49 @@ def _move(
 
 # --- looked up ------------------------------------------------------------------------------------------------------
 
-_CLAIM_LOOKUPS = """
+_CLAIM_LOOKUP = """
 WITH due AS (SELECT * FROM (
-    SELECT id FROM messages WHERE state = 'verifying' AND due_at <= now()
+    SELECT id FROM messages WHERE state = 'verifying' AND due_at <= now() AND account_id <> ALL(%(busy)s::text[])
     ORDER BY due_at LIMIT %(want)s FOR UPDATE SKIP LOCKED
 ) wanted LIMIT 100)
 UPDATE messages m SET lookups = m.lookups + 1, due_at = clock_timestamp() + %(lease_s)s * interval '1 second'
 FROM due WHERE m.id = due.id AND m.state || '' = 'verifying'
 RETURNING m.id, m.account_id, m.recipient_id, m.priority, m.content, m.media_ids, m.attempts, m.tries, m.lookups,
-    m.request_id, m.traceparent,
+    m.request_id, m.traceparent, m.refusals, m.throttles,
     (SELECT extract(epoch FROM clock_timestamp() - min(a.started_at))::float8 FROM attempts a
      WHERE a.message_id = m.id AND a.counted AND a.outcome = 'unknown' AND a.number > m.attempts - m.tries
-    ) AS started_ago_s,
+    ) AS doubt_s,
     (SELECT array_agg(s.upstream_id) FROM messages s
-     WHERE s.account_id = m.account_id AND s.recipient_id = m.recipient_id AND s.upstream_id IS NOT NULL
+     WHERE s.recipient_id = m.recipient_id AND s.upstream_id IS NOT NULL
+       AND s.account_id IN (
+           SELECT other.id FROM accounts own JOIN accounts other ON other.id = own.id OR other.budget = own.budget
+           WHERE own.id = m.account_id)
        AND s.state = 'sent' AND s.sent_at > m.queued_at - interval '1 day') AS known_ids
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """A message to look for upstream. started_ago_s: its first attempt that may have arrived. known_ids: upstream ids
-    in that chat that belong to other messages."""
+    """A message to look for upstream. known_ids: upstream ids in that chat that belong to other messages."""
 
     claim: Claim
     lookups: int
-    started_ago_s: float
     known_ids: frozenset[str]
 
+    @property
+    def since_s(self) -> float:
+        """How long ago its first attempt began that may have arrived."""
+        return self.claim.doubt_s or 0.0
 
-def claim_lookups(db: Database, want: int, lease_s: float) -> list[Lookup]:
-    """Take messages whose look-up is due, each for `lease_s` seconds: one that is not settled by then is due again."""
-    rows = db.all(_CLAIM_LOOKUPS, {"want": want, "lease_s": lease_s})
-    return [
-        Lookup(
-            _claim(row | {"token": ""}),
-            row["lookups"],
-            row["started_ago_s"] or 0.0,
-            frozenset(row["known_ids"] or ()),
-        )
-        for row in rows
-    ]
+
+def claim_lookup(db: Database, lease_s: float, *, busy: Collection[str] = ()) -> Lookup | None:
+    """Take the message whose lookup has been due longest, of all but the `busy` accounts, for `lease_s` seconds: if it
+    is not settled by then, it is due again. Whoever takes one after another so lets accounts take turns: one with a
+    thousand doubtful messages, whose history hangs, keeps no other waiting."""
+    row = db.one(_CLAIM_LOOKUP, {"want": 1, "lease_s": lease_s, "busy": list(busy)})
+    if row is None:
+        return None
+    return Lookup(_claim(row | {"token": ""}), row["lookups"], frozenset(row["known_ids"] or ()))
 
 
 _CONFIRM_SENT = """
@@ -671,19 +733,21 @@ def lock_chat(c: Connection, claim: Claim) -> None:
     c.all("SELECT pg_advisory_xact_lock(hashtextextended(%(key)s, 0))", {"key": key})
 
 
-_ANOTHERS = """
-SELECT 1 FROM messages mine JOIN messages other USING (account_id, recipient_id)
-WHERE mine.id = %(message_id)s AND other.id <> mine.id
-  AND (other.upstream_id = %(upstream_id)s
-       OR (other.state = 'sending' AND other.content = mine.content AND other.media_ids = mine.media_ids))
-LIMIT 1
+_OTHERS = """
+SELECT other.content, other.media_ids, other.upstream_id IS NOT DISTINCT FROM %(upstream_id)s AS is_it
+FROM messages mine JOIN messages other ON other.recipient_id = mine.recipient_id AND other.id <> mine.id
+WHERE mine.id = %(message_id)s AND (other.upstream_id = %(upstream_id)s OR other.state = 'sending')
+  AND other.account_id IN (
+      SELECT a.id FROM accounts own JOIN accounts a ON a.id = own.id OR a.budget = own.budget
+      WHERE own.id = mine.account_id)
 """
 
 
 def is_anothers(c: Connection, claim: Claim, upstream_id: str | None) -> bool:
     """Whether what was found in the history is, or may yet turn out to be, another message of the same text. To be
-    asked after the look-up: whatever the other one was when that began, it may have arrived since."""
-    return bool(c.all(_ANOTHERS, {"message_id": claim.message_id, "upstream_id": upstream_id}))
+    asked after the lookup: whatever the other one was when that began, it may have arrived since."""
+    others = c.all(_OTHERS, {"message_id": claim.message_id, "upstream_id": upstream_id})
+    return any(other["is_it"] or same_text(claim.content, other["content"]) for other in others)
 
 
 _CONFIRM_ABSENT = """
@@ -745,7 +809,10 @@ def bury_unverified(c: Connection, claim: Claim, reason: DeadLetterReason, error
 
 _ORPHANS = """
 SELECT m.id, m.account_id, m.recipient_id, m.priority, m.content, m.media_ids, m.attempts, m.tries, a.token, a.worker,
-       m.request_id, m.traceparent,
+       m.request_id, m.traceparent, m.refusals, m.throttles,
+       (SELECT extract(epoch FROM clock_timestamp() - min(u.started_at))::float8 FROM attempts u
+        WHERE u.message_id = m.id AND u.counted AND u.outcome = 'unknown' AND u.number > m.attempts - m.tries
+       ) AS doubt_s,
        extract(epoch FROM a.deadline_at - clock_timestamp())::float8 AS time_left_s,
        extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())::float8 AS server_up_s
 FROM attempts a JOIN messages m ON m.id = a.message_id AND m.state || '' = 'sending' AND m.attempts = a.number
@@ -910,7 +977,7 @@ SELECT extract(epoch FROM
                                AND state = 'queued'
                              ORDER BY due_at LIMIT 1) first),
         (SELECT min(due_at) FROM messages WHERE account_id = a.id AND state = 'scheduled')
-    ), CASE WHEN a.paused_at IS NOT NULL THEN a.paused_until END) - clock_timestamp())::float8 AS due_s
+    ), CASE WHEN a.paused_at IS NOT NULL THEN a.paused_until END, a.rest_until) - clock_timestamp())::float8 AS due_s
 FROM accounts a
 WHERE a.id = %(account_id)s AND (a.paused_at IS NULL OR a.paused_until IS NOT NULL)
 """
@@ -986,4 +1053,8 @@ def _claim(row: Row) -> Claim:
         traceparent=row["traceparent"],
         due_s=row.get("due_s", 0.0),
         queued=row.get("queued", 0),
+        doubt_s=row.get("doubt_s"),
+        refusals=row["refusals"],
+        throttles=row["throttles"],
+        others_passed=row.get("others_passed", False),
     )

@@ -51,6 +51,7 @@ class Account(Base):
         CheckConstraint("id ~ '^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,63}$'", name="id_plain"),
         CheckConstraint("paused_by IN ('admin', 'upstream')", name="paused_by"),
         Index("ix_accounts_budget", "budget", postgresql_where=text("budget IS NOT NULL")),
+        CheckConstraint("(rest_kind IS NULL) = (rest_until IS NULL)", name="rest"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -68,6 +69,18 @@ class Account(Base):
     """`admin` or `upstream`; null if a version before this column paused it."""
     cooldown_until: Mapped[datetime | None]
     """Kept here too so that a cooldown survives the loss of Redis."""
+    rest_kind: Mapped[str | None]
+    """`away` or `credit` while the identity rests and is probed; else null."""
+    rest_error: Mapped[str | None]
+    rest_since: Mapped[datetime | None]
+    rest_until: Mapped[datetime | None]
+    """When it may be probed next. In the future also while a probe is out."""
+    rests: Mapped[int] = mapped_column(Integer, server_default="0")
+    """Rests in a row so far."""
+    refused: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
+    """Recipients refused in a row of whom it is not certain that they are to blame."""
+    refused_at: Mapped[datetime | None]
+    """The last of these refusals."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     budget: Mapped[str | None]
     """The key of the tokens that the account draws on; the account's id if null. Accounts under one credential name
@@ -151,7 +164,14 @@ class Message(Base):
     """Queued again with many others after a failure: goes behind fresh ones of its priority."""
     lookups: Mapped[int] = mapped_column(Integer, server_default="0")
     """Look-ups of the present unknown outcome so far."""
+    refusals: Mapped[int] = mapped_column(Integer, server_default="0")
+    """Answered refusals so far; each used up an idempotency key (`domain.message.Claim.key`)."""
+    throttles: Mapped[int] = mapped_column(Integer, server_default="0")
+    """429s in a row."""
+    throttled_at: Mapped[datetime | None]
+    """The last of them."""
     upstream_id: Mapped[str | None]
+    """What the upstream calls it. On a message that is not sent: an earlier attempt is proved to have arrived."""
     sent_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
     request_id: Mapped[str | None]

@@ -25,7 +25,7 @@ IDLE_S = 3.0
 """A connection idle for longer is not used again. Servers close idle ones after 5 s (Node) to 75 s (nginx), and a
 request written into one that is just being closed has an unknown outcome."""
 DIAL_FOR_S = 30.0
-"""A connection that takes longer to make is given up, whoever waits for it."""
+"""A connection that takes longer to make, and longer than the call may take that it is made for, is given up."""
 LATE_DIALS = 4
 """Connections that are still made for calls that have ended. More would only be a burden to an upstream in trouble."""
 _BREAKS_A_LINE = re.compile(r"[\x00-\x1f\x7f]")
@@ -63,7 +63,7 @@ class Transport(Exchange):
         dial = Dial(self._upstream)
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._exchange(call, dial)
+                return await self._exchange(call, dial, timeout_s)
         except (NotSent, NoAnswer):
             raise
         except TimeoutError as error:
@@ -71,8 +71,8 @@ class Transport(Exchange):
         except Exception as error:
             raise (NoAnswer if call.left else NotSent)(_why(error)) from error
 
-    async def _exchange(self, call: Call, dial: Dial) -> Answer:
-        connection = self._idle_one() or await self._new_one(dial)
+    async def _exchange(self, call: Call, dial: Dial, timeout_s: float) -> Answer:
+        connection = self._idle_one() or await self._new_one(dial, max(timeout_s, DIAL_FOR_S))
         try:
             return await connection.serve(call)
         finally:
@@ -103,12 +103,12 @@ class Transport(Exchange):
             connection.close()
         return None
 
-    async def _new_one(self, dial: Dial) -> Connection:
+    async def _new_one(self, dial: Dial, for_s: float) -> Connection:
         """A connection made for this call; or for one that has ended, if that is ready before."""
         loop = asyncio.get_running_loop()
         waiter: Waiter = loop.create_future()
         self._waiting[waiter] = None
-        task = loop.create_task(self._make(dial, waiter))
+        task = loop.create_task(self._make(dial, waiter, for_s))
         self._dials[task] = waiter
         task.add_done_callback(self._dials.pop)
         try:
@@ -122,10 +122,10 @@ class Transport(Exchange):
             if not task.done():
                 self._end_late_dials(most=LATE_DIALS)
 
-    async def _make(self, dial: Dial, waiter: Waiter) -> None:
+    async def _make(self, dial: Dial, waiter: Waiter, for_s: float) -> None:
         """Make a connection for this waiter; if it has gone, for the one that has waited longest, or for the next."""
         try:
-            async with asyncio.timeout(DIAL_FOR_S):
+            async with asyncio.timeout(for_s):
                 connection = Connection(await dial.run())
         except Exception as error:
             if not waiter.done():

@@ -1,0 +1,18 @@
+"""Of a message: how many refusals were answered, and how often it was throttled in a row. Expands only; a default that
+is a constant is not written into the rows."""
+
+from alembic import op
+
+revision = "0024"
+down_revision = "0023"
+
+
+def upgrade() -> None:
+    op.execute("""
+        ALTER TABLE messages ADD COLUMN refusals INTEGER DEFAULT 0 NOT NULL,
+            ADD COLUMN throttles INTEGER DEFAULT 0 NOT NULL, ADD COLUMN throttled_at TIMESTAMPTZ
+    """)
+
+
+def downgrade() -> None:
+    op.execute("ALTER TABLE messages DROP COLUMN refusals, DROP COLUMN throttles, DROP COLUMN throttled_at")
