@@ -12,13 +12,14 @@ from ratelimit.connection import connect
 from ratelimit.errors import BadLimits, RateLimitError, TokensUnavailable
 from ratelimit.forecast import forecast, forecast_many
 from ratelimit.limits import Limit, Limits
-from ratelimit.tokens import Grant, Tokens, Use, View
+from ratelimit.tokens import Grant, Origin, Tokens, Use, View
 
 __all__ = [
     "BadLimits",
     "Grant",
     "Limit",
     "Limits",
+    "Origin",
     "RateLimitError",
     "Tokens",
     "TokensUnavailable",

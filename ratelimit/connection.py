@@ -1,9 +1,7 @@
-"""A Redis client that notices when it talks to another server than before.
+"""A Redis client with timeouts, and scripts that survive a restart of the server.
 
-Tokens live in Redis memory. A server restarted from a snapshot, or a replica promoted after a failover, answers as if
-nothing had happened, but may have forgotten the latest uses. A new server means new connections, so every new
-connection first compares the server's run id with the one its data was filled under (`know_server.lua`), before any
-command of ours can reach it.
+A client does not remember which server it talked to before, nor greets one in any way of its own: the scripts compare
+the server that they run on with the one that filled its data (`this_server.lua`), in every grant.
 """
 
 import os
@@ -44,8 +42,6 @@ AWAY = (
 REFUSES = ("NOREPLICAS", "MISCONF", "MASTERDOWN")
 """The same, of a server that is there and may not write just now: too few replicas, no room on its disk, no master."""
 
-_KNOW_SERVER = Path(__file__).with_name("know_server.lua").read_text()
-
 
 def connect(url: str, *, timeout_s: float = 2.0) -> redis.Redis:
     """A client for `Tokens`, safe to share between threads.
@@ -61,7 +57,6 @@ def connect(url: str, *, timeout_s: float = 2.0) -> redis.Redis:
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
         retry=retry,
-        redis_connect_func=_greet,
         **({} if url.startswith("unix://") else tcp),
     )
 
@@ -137,29 +132,6 @@ def _connections(client: redis.Redis) -> threading.local:
     return _by_client.setdefault(client, threading.local())
 
 
-def script(client: redis.Redis, path: Path) -> Script:
-    return Script(client, path.read_text())
-
-
-def know_server(client: redis.Redis) -> None:
-    """Do now what every new connection does first. Emptied, the server has no run id on record either: the next new
-    connection would take it for another one, and forget the gates that had been rebuilt by then."""
-    client.eval(*_know_server(client.info("server")["run_id"]))
-
-
-def _know_server(run_id: str) -> tuple[Any, ...]:
-    keys = (f"{NAMESPACE}:server", f"{NAMESPACE}:known")
-    return _KNOW_SERVER, len(keys), *keys, run_id, f"{NAMESPACE}:{{*}}:gate"
-
-
-def _greet(connection: Any) -> None:
-    connection.on_connect()
-    connection.send_command("INFO", "server")
-    info = _text(connection.read_response())
-    run_id = next(line[7:] for line in info.splitlines() if line.startswith("run_id:"))
-    connection.send_command("EVAL", *_know_server(run_id))
-    connection.read_response()
-
-
-def _text(answer: str | bytes) -> str:
-    return answer.decode() if isinstance(answer, bytes) else answer
+def script(client: redis.Redis, *paths: Path) -> Script:
+    """The script in the last of these files; in front of it what it uses of the others."""
+    return Script(client, "".join(path.read_text() for path in paths))

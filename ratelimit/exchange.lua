@@ -2,16 +2,20 @@
 --
 -- KEYS[1]  uses   sorted set: token -> when its use ends (us). For a token out on loan that is the end of the
 --                 loan, which is why an unreturned one holds its place until loan end + period.
--- KEYS[2]  gate   hash: known = how far back (us) every use is in `uses`; cooldown = closed until (us)
+-- KEYS[2]  gate   hash: known = how far back (us) every use is in `uses`, epoch = under which it was filled;
+--                 cooldown = closed until (us)
+-- KEYS[3]  filled hash, as in origin.lua. Not given: no books are kept of this key's uses, and no epoch is asked for.
 -- ARGV     lease_us, want, grant id, n limits, {count, period_us}*, n refunded, token*, n returned, {token, ago_us}*
 --          lease_us: of those returned too. ago_us: for how long its use had been over, at least, when this was sent.
 --          That it took this a while to get here only makes the end later than it was.
--- Returns  {granted, wait_us, free_us, left, overshoot}: tokens are named <grant id>.1 to <grant id>.<granted>.
---          granted = -1: the past is not known as far back as the longest period (data lost, or a longer limit than
---          before); nothing may be used until it has been rebuilt.
+-- Returns  {granted, wait_us, free_us, left, overshoot, server, epoch, given}: tokens are named <grant id>.1 to
+--          <grant id>.<granted>.
+--          granted = -1: the past is not known as far back as the longest period (data lost, filled under another epoch
+--          or by another server, or a longer limit than before); nothing may be used until it has been rebuilt.
 --          wait_us: until the next token, 0 if one is free now. Exact unless it hangs on a loan still out, then a bound.
 --          free_us: how long the last of the granted ones had been free, -1 if for longer than anybody knows.
 --          left: how many are free besides.
+--          server, epoch, given: where the tokens come from, and the number of this grant on this server.
 --          overshoot: by how many uses a limit is exceeded that was not before, because of what is returned here; 0
 --          but for a use that ended after its loan.
 --
@@ -24,7 +28,7 @@
 --
 -- Times go to commands as numbers, which the server writes out exactly; joined to a string they would lose digits. Ends
 -- are whole microseconds, so "later than t" is "t + 1 or later".
-local uses, gate = KEYS[1], KEYS[2]
+local uses, gate, filled = KEYS[1], KEYS[2], KEYS[3]
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 
@@ -74,8 +78,14 @@ if want == 0 then
   return {0, 0, -1, 0, overshoot}
 end
 
-local state = redis.call('HMGET', gate, 'known', 'cooldown')
+local state = redis.call('HMGET', gate, 'known', 'cooldown', 'epoch')
 local known = tonumber(state[1] or '')  -- nil also for the nonce of a rebuild under way
+local epoch, server, given = '', '', '0'
+if filled then
+  local under = redis.call('HMGET', filled, 'epoch', 'server', 'void')
+  epoch, server = state[3], this_server()
+  if not epoch or epoch ~= under[1] or server ~= under[2] or epoch == under[3] then known = nil end
+end
 if not known or known < longest then
   if returned > 0 then keep_for(2 * longest) end
   return {-1, 0, -1, 0, overshoot}
@@ -107,8 +117,9 @@ if granted > 0 then
   if since > 0 then free_us = math.max(0, now - since) end
   -- One by one: unpack() gives up at some thousands.
   for i = 1, granted do redis.call('ZADD', uses, now + lease_us, grant .. '.' .. i) end
+  if filled then given = string.format('%.0f', redis.call('HINCRBY', filled, 'given', 1)) end
 end
 local left = math.max(0, free - granted)
 if left == 0 then wait_us = math.max(0, free_at(1) - now) end
 if granted > 0 then keep_for(lease_us + kept) elseif returned > 0 then keep_for(kept) end
-return {granted, wait_us, free_us, left, overshoot}
+return {granted, wait_us, free_us, left, overshoot, server, epoch, given}

@@ -4,6 +4,11 @@ What it promises: between borrow and one period after return, a token is nobody 
 any is spent; the server's clock is the only one; one round trip. What it leaves to others: to keep books of the uses,
 from which a lost Redis is rebuilt (`begin_rebuild`, `finish_rebuild`), and to note a use in those books within
 `START_WITHIN_S` of borrowing, before using it.
+
+Redis cannot know by itself whether it was the only server all the while: an address may lead to A, to B and back to A.
+So the keeper of the books also keeps an *epoch*: an opaque name for the time during which one server is the only one.
+`enter_epoch` tells the server, every grant names its `Origin`, and the keeper of the books takes no use on record whose
+origin is not the present epoch's.
 """
 
 import functools
@@ -19,7 +24,7 @@ from typing import Any
 
 import redis
 
-from ratelimit.connection import NAMESPACE, answered, know_server, script
+from ratelimit.connection import NAMESPACE, answered, script
 from ratelimit.limits import MAX_PERIOD_S, MICROSECONDS, Limits, to_us
 
 START_WITHIN_S = 2.0
@@ -33,9 +38,31 @@ CLOCK_RATE_ERROR = 0.001
 """Two machines' monotonic clocks run at the same rate up to this: a quartz is off by less, and one that NTP disciplines
 is corrected by 0.0005 at most (`adjtimex(2)`), unless it is told to slew faster."""
 
-_KNOWN = f"{NAMESPACE}:known"
+_FILLED, _KNOWN = f"{NAMESPACE}:filled", f"{NAMESPACE}:known"
 
 _HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where tokens come from.
+
+    server: no other server has this name, nor the same one after a restart or after it was a replica meanwhile; empty
+        for a replica.
+    epoch: the one that the server's data was filled under; empty if it was not filled here.
+    given: how many grants there have been on this server, which goes back only if data was lost.
+    known: nothing is known to be lost.
+    void: tokens of this epoch were refused (`distrust`): only another epoch's will do.
+    """
+
+    server: str
+    epoch: str
+    given: int
+    known: bool = True
+    void: bool = False
+
+
+NOWHERE = Origin("", "", 0, known=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +77,7 @@ class Grant:
     lost: Redis has lost this key's past; nothing is given out until it has been rebuilt.
     overshoot: so many uses went beyond a limit, as far as anybody can tell: what is returned here ended after its
         loan, and its token was another's by the time that this is told.
+    origin: where the tokens come from. A use may go on the books only while that is the present epoch.
     """
 
     tokens: tuple[str, ...]
@@ -58,6 +86,7 @@ class Grant:
     left: int = 0
     lost: bool = False
     overshoot: int = 0
+    origin: Origin = NOWHERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +121,14 @@ class Tokens:
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
         self._series, self._numbers = secrets.token_hex(4), itertools.count()
-        self._exchange = script(client, _HERE / "exchange.lua")
+        here = _HERE / "this_server.lua"
+        self._exchange = script(client, here, _HERE / "exchange.lua")
         self._cool_down = script(client, _HERE / "cool_down.lua")
         self._lift_cooldown = script(client, _HERE / "lift_cooldown.lua")
-        self._view = script(client, _HERE / "view.lua")
+        self._view = script(client, here, _HERE / "view.lua")
+        self._open_new = script(client, here, _HERE / "open_new.lua")
+        self._origin = script(client, here, _HERE / "origin.lua")
+        self._enter_epoch = script(client, here, _HERE / "enter_epoch.lua")
         self._begin_rebuild = script(client, _HERE / "begin_rebuild.lua")
         self._finish_rebuild = script(client, _HERE / "finish_rebuild.lua")
 
@@ -121,7 +154,7 @@ class Tokens:
         args: list[Any] = [to_us(lease_s), want, grant, *_flat(limits), len(refunded), *refunded, len(returned)]
         for token, ago_s in returned.items():
             args += (token, to_us(ago_s * (1 - CLOCK_RATE_ERROR)))
-        return _grant(grant, answered(lambda: self._exchange(keys=_keys(key), args=args)))
+        return _grant(grant, answered(lambda: self._exchange(keys=[*_keys(key), _FILLED], args=args)))
 
     def borrow(self, key: str, limits: Limits, *, want: int = 1, lease_s: float) -> Grant:
         return self.exchange(key, limits, want=want, lease_s=lease_s)
@@ -167,7 +200,7 @@ class Tokens:
         def look() -> list[Any]:
             with self._redis.pipeline(transaction=False) as pipe:
                 for key, limits in wanted:
-                    self._view(keys=_keys(key), args=[to_us(limits.longest_period_s)], client=pipe)
+                    self._view(keys=[*_keys(key), _FILLED], args=[to_us(limits.longest_period_s)], client=pipe)
                 return pipe.execute()
 
         views = []
@@ -186,32 +219,48 @@ class Tokens:
 
     def open_new(self, key: str) -> None:
         """Vouch that a key has no past (it has just been created), so that it need not be rebuilt."""
-        answered(lambda: self._redis.hsetnx(_keys(key)[1], "known", 2 * to_us(MAX_PERIOD_S)))
+        keys, args = [_keys(key)[1], _FILLED], [2 * to_us(MAX_PERIOD_S)]
+        answered(lambda: self._open_new(keys=keys, args=args))
+
+    def origin(self) -> Origin:
+        """Where tokens would come from now."""
+        server, epoch, given, *rest = answered(lambda: self._origin(keys=[_FILLED, _KNOWN], args=[]))
+        return Origin(server, epoch, int(given), *map(bool, rest))
 
     def lost(self) -> bool:
-        """Whether Redis has lost its data since `declare_known`, as far as is known."""
-        return not answered(lambda: self._redis.exists(_KNOWN))
+        """Whether Redis has lost its data since `declare_known`, or another server did that, as far as is known."""
+        return not self.origin().known
+
+    def enter_epoch(self, epoch: str, server: str, given: int = 0) -> bool:
+        """Fill the data of this server under another epoch from now on: every key is lost by that, and must be rebuilt.
+        given: how many grants there have been, at least. False if the address leads to another server by now."""
+        args = [epoch, server, given]
+        return bool(answered(lambda: self._enter_epoch(keys=[_FILLED, _KNOWN], args=args)))
 
     def report_loss(self) -> None:
         """A grant said `lost`: have everything looked through."""
         answered(lambda: self._redis.delete(_KNOWN))
 
-    def declare_known(self) -> None:
-        """Every key's past is there."""
-        answered(lambda: self._redis.set(_KNOWN, "1"))
+    def distrust(self, origin: Origin) -> None:
+        """The keeper of the books refused tokens of this origin: give out no others until another epoch is entered."""
+        answered(lambda: self._redis.hset(_FILLED, "void", origin.epoch))
 
-    def begin_rebuild(self, keys: Mapping[str, Limits]) -> dict[str, str]:
-        """Mark those keys whose past is not known as far back as their limits go. Returns {key: nonce} of them.
+    def declare_known(self, epoch: str) -> None:
+        """Every key has been filled under this epoch."""
+        answered(lambda: self._redis.set(_KNOWN, epoch))
+
+    def begin_rebuild(self, keys: Mapping[str, Limits], epoch: str) -> dict[str, str]:
+        """Mark those keys whose past is not known under this epoch, as far back as their limits go. Returns of them
+        {key: nonce}.
 
         Wait `START_WITHIN_S`, read the books, then `finish_rebuild`.
         """
 
         def begin() -> list[str]:
-            know_server(self._redis)
             with self._redis.pipeline(transaction=False) as pipe:
                 for key, limits in keys.items():
-                    args = ["?" + secrets.token_hex(8), to_us(limits.longest_period_s)]
-                    self._begin_rebuild(keys=_keys(key)[1:], args=args, client=pipe)
+                    args = [epoch, secrets.token_hex(8), to_us(limits.longest_period_s)]
+                    self._begin_rebuild(keys=[*_keys(key), _FILLED], args=args, client=pipe)
                 return pipe.execute()
 
         return {key: nonce for key, nonce in zip(keys, answered(begin), strict=True) if nonce}
@@ -247,9 +296,16 @@ def _flat(limits: Limits) -> list[int]:
 
 
 def _grant(grant: str, answer: Any) -> Grant:
-    granted, wait_us, free_us, left, overshoot = answer
+    granted, wait_us, free_us, left, overshoot, *origin = answer
     if granted < 0:
         return Grant((), 0.0, lost=True, overshoot=overshoot)
     free_s = free_us / MICROSECONDS if free_us >= 0 else math.inf
     tokens = tuple(f"{grant}.{i}" for i in range(1, granted + 1))
-    return Grant(tokens, wait_us / MICROSECONDS, free_s, left, overshoot=overshoot)
+    return Grant(tokens, wait_us / MICROSECONDS, free_s, left, overshoot=overshoot, origin=_origin(origin))
+
+
+def _origin(answer: Sequence[Any]) -> Origin:
+    if not answer:  # nothing was asked for
+        return NOWHERE
+    server, epoch, given = answer
+    return Origin(server, epoch, int(given))

@@ -1,10 +1,12 @@
--- Look without touching. KEYS[1] uses, KEYS[2] gate; ARGV[1] longest period (us).
+-- Look without touching. KEYS[1] uses, KEYS[2] gate, KEYS[3] filled, as in origin.lua; ARGV[1] longest period (us).
 -- Returns {now_us, known as far back as (us, or what is no number), cooldown_us, n, token*n, end of use (us)*}: the
 -- ends oldest first, the tokens those of the last n of them, which are on loan or have ended within the last 250 ms.
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local state = redis.call('HMGET', KEYS[2], 'known', 'cooldown')
-local seen = {string.format('%.0f', now), state[1] or '', state[2] or '0'}
+local state = redis.call('HMGET', KEYS[2], 'known', 'cooldown', 'epoch')
+local filled = redis.call('HMGET', KEYS[3], 'epoch', 'server', 'void')
+local trusted = state[3] and state[3] == filled[1] and filled[2] == this_server() and state[3] ~= filled[3]
+local seen = {string.format('%.0f', now), trusted and state[1] or '', state[2] or '0'}
 local uses = redis.call('ZRANGE', KEYS[1], string.format('(%.0f', now - ARGV[1]), '+inf', 'BYSCORE', 'WITHSCORES')
 local recent = 0
 seen[4] = 0

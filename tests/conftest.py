@@ -21,25 +21,40 @@ from api.app import create_app
 from api.auth import Role, issue_token
 from deploy.sandbox import Sandbox
 from deploy.servers import Servers
-from ratelimit import Limits, Tokens
-from ratelimit.connection import know_server
+from ratelimit import Limits, Origin, Tokens
 from tests.servers.debian import DebianServers, wanted
 from workers.bootstrap import Adapters, build
 from workers.domain.actor import Actor
 from workers.services.dispatch import Dispatcher
+from workers.services.epochs import Keeper, begin_epoch
+from workers.services.recovery import rebuild_tokens
 from workers.services.submit import Receipt
 from workers.settings import Settings
-from workers.store import accounts, migrations
+from workers.store import accounts, epochs, migrations
 
 SECRET = "a secret for tests, at least 32 bytes long"
 EMPTY = (
     "TRUNCATE messages, attempts, dead_letters, idempotency_keys, tallies, credential_budgets",
     "DELETE FROM accounts",
     "INSERT INTO accounts (id) VALUES ('default')",
+    "UPDATE token_epoch SET given = 0, rival = NULL",
     "DO $$ BEGIN PERFORM set_config('paceline.prune_audit', 'on', true); TRUNCATE audit; END $$",
 )
 RUN = "paceline-tests-"
 ALICE = Actor(subject="alice", role="operator", request_id="a-request")
+
+
+def origin(adapters: Adapters) -> Origin:
+    """Where the next grant will have come from: for claims under tokens that nobody has borrowed."""
+    now = adapters.tokens.origin()
+    return replace(now, given=now.given + 1)
+
+
+def rebuild(adapters: Adapters, pause: Callable[[float], bool | None] = lambda _: None) -> int:
+    """As a reconciler does that has just started; without its pauses if it is not told how."""
+    epoch = Keeper(adapters.db, adapters.tokens).hold(epochs.current(adapters.db), pause)
+    assert epoch is not None
+    return rebuild_tokens(adapters.db, adapters.tokens, epoch, adapters.settings.rate_limit, pause)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -141,9 +156,8 @@ def make_adapters(servers: Servers) -> Iterator[Callable[[Settings], Adapters]]:
         for statement in EMPTY:
             adapters.db.all(statement)
         adapters.redis.flushall()
-        know_server(adapters.redis)
+        begin_epoch(adapters.db, adapters.tokens)
         adapters.tokens.open_new("default")
-        adapters.tokens.declare_known()
         return adapters
 
     yield make

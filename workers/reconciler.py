@@ -12,8 +12,9 @@ from ratelimit import TokensUnavailable
 from workers.bootstrap import Adapters
 from workers.clock import monotonic_s
 from workers.domain.errors import StoreUnavailable
+from workers.services.epochs import Keeper
 from workers.services.recovery import DEAD_FOR_S, Departures, Overlooked, expire, look, rebuild_tokens
-from workers.store import accounts, audit, messages
+from workers.store import accounts, audit, epochs, messages
 from workers.store.glance import Glance
 from workers.telemetry import logger
 
@@ -39,6 +40,7 @@ class Reconciler:
         self._a = adapters
         self._verify = verify
         self._rescuer = adapters.rescuer()
+        self._keeper = Keeper(adapters.db, adapters.tokens)
         self._departures = Departures(adapters.db, adapters.wakeups)
         self._overlooked = Overlooked(adapters.db, adapters.tokens, adapters.wakeups, adapters.settings.rate_limit)
         self._seen: Glance | None = None
@@ -52,8 +54,8 @@ class Reconciler:
         """One round. Returns what it found to do."""
         a = self._a
         steps: dict[str, Callable[[], int]] = {
-            "tokens_rebuilt": self._rebuild,
             "gone": self._look,
+            "tokens_rebuilt": self._rebuild,
             "rescued": lambda: self._rescuer.rescue(self._seen),
             "expired": self._expire,
             "woken": self._wake_forgotten,
@@ -120,10 +122,17 @@ class Reconciler:
         return woken
 
     def _rebuild(self) -> int:
-        a = self._a
-        rebuilt = rebuild_tokens(a.db, a.tokens, a.settings.rate_limit, lambda seconds: self._stopping.wait(seconds))
-        if rebuilt:
+        a, pause = self._a, self._stopping.wait
+        seen = self._seen.epoch if self._seen else epochs.current(a.db)
+        epoch = self._keeper.hold(seen, pause)
+        if epoch is None:
+            return 0
+        if epoch.server != seen.server:
+            a.wakeups.forget(messages.accounts_waiting(a.db))
+        rebuilt = rebuild_tokens(a.db, a.tokens, epoch, a.settings.rate_limit, pause)
+        if rebuilt or epoch.number != seen.number:
             self._rounds = -1
+            self._seen = None  # that took a while
         return rebuilt
 
     def _prune(self) -> int:

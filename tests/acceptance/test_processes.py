@@ -97,6 +97,22 @@ def test_redis_killed_and_back_empty(make_stack: MakeStack, servers_of: ServersO
     judge(stack, 16)
 
 
+def test_a_failover_of_redis_undone(make_stack: MakeStack, servers_of: ServersOf) -> None:
+    """The address leads to A, to B for a while, and back to A, which never restarted. Everything goes by it: tokens,
+    wake-ups and Celery's queue."""
+    stack = make_stack(RATE_LIMIT="5/8s", workers=2, pacers=2)
+    redis = servers_of(stack).valkey
+    api = Api(stack)
+    for n in range(25):
+        api.send(f"fan-{n}")
+    await_arrivals(stack, 5)
+    redis.fail_over()
+    await_arrivals(stack, 10)
+    redis.fail_back()
+    assert api.await_over(90) == ["sent"] * 25
+    judge(stack, 25)
+
+
 def test_postgres_restarted(make_stack: MakeStack, servers_of: ServersOf) -> None:
     stack = make_stack(RATE_LIMIT="5/2s", sandbox=["--latency-ms", "200"])
     postgres = servers_of(stack).postgres

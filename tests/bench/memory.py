@@ -52,7 +52,6 @@ def used_by(ours: Ours, accounts: int, messages: int) -> Figures:
     adapters.db.all("TRUNCATE messages, attempts, dead_letters, idempotency_keys, tallies")
     client: redis.Redis = adapters.redis
     client.flushdb()
-    adapters.tokens.declare_known()
     ours.await_ready()
     before = _used(client)
     ours.open_accounts(accounts)

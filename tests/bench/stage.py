@@ -16,6 +16,7 @@ from tests.bench.judge import Judge, judge
 from tests.bench.ours import Ours
 from tests.bench.rivals import PROCESSES, Kind, Rival, rival
 from workers.bootstrap import Adapters, build
+from workers.services.epochs import begin_epoch
 from workers.settings import Settings
 from workers.store import migrations
 
@@ -91,8 +92,8 @@ class Stage:
         environ = self.environ(**urls, **more)
         adapters = build(Settings.from_env(environ), pool_size=pool_size, name="paceline bench")
         try:
+            begin_epoch(adapters.db, adapters.tokens)
             adapters.tokens.open_new("default")
-            adapters.tokens.declare_known()
             yield adapters
         finally:
             adapters.close()

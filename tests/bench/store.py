@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 
 import psycopg
@@ -51,7 +52,6 @@ def long_and_short(stage: Stage) -> Iterator[tuple[Adapters, Adapters]]:
             with filling(adapters) as database:
                 database.execute(_ACCOUNTS, [accounts])
                 database.execute(_QUEUE, {"accounts": of, "first": 0, "messages": n})
-        both[0].tokens.declare_known()
         yield both[0], both[1]
 
 
@@ -149,14 +149,16 @@ class Claimer:
         self._adapters, self._accounts = adapters, accounts
         self._random = random.Random(1)
         self._claimed: list[str] = []
+        now = adapters.tokens.origin()
+        self._origin = replace(now, given=now.given + 1)
 
     def claim(self) -> float:
         """Seconds."""
         account = self._random.choice(self._accounts)
 
-        def work(c: messages.Connection) -> tuple[float, list[messages.Claim]]:
+        def work(c: messages.Connection) -> tuple[float, list[messages.Claim] | None]:
             began_s = time.perf_counter()
-            claims = messages.claim_next(c, account, ["token"], 1, LEASE_S)
+            claims = messages.claim_next(c, account, ["token"], 1, LEASE_S, origin=self._origin)
             return time.perf_counter() - began_s, claims
 
         took_s, claims = self._adapters.db.transaction(work)

@@ -20,8 +20,7 @@ from api import schemas
 from api.app import create_app
 from deploy.sandbox import Sandbox
 from ratelimit import Limits
-from ratelimit.connection import know_server
-from tests.conftest import ALICE
+from tests.conftest import ALICE, origin
 from workers.bootstrap import Adapters
 from workers.services.dispatch import Dispatcher
 from workers.services.estimate import BlockedBy
@@ -272,7 +271,6 @@ def test_lists_and_single_messages_come_in_crosswise_while_others_leave(
 ) -> None:
     """Many callers, a few recipients, a worker that takes out what they put in: every line has one head at most, none
     is without one, and everybody gets what they were sent in the order in which each caller sent it."""
-    know_server(adapters.redis)  # there will be new connections, and the emptied server would be news to them
     account, fans = make_account(limits="5000/minute"), [f"fan-{n}" for n in range(12)]
     submitter, stop = adapters.submitter(), threading.Event()
 
@@ -319,7 +317,7 @@ def test_who_has_lost_the_race_for_a_head_holds_on_to_the_others(adapters: Adapt
     """Between the look at a line and the insert the line's head changes: seen once, then all heads stay as they are."""
     for _ in range(2):
         submit("fan-1")
-    [first] = messages.claim_next(adapters.db, "default", ["t"], worker=1, lease_s=10)
+    [first] = messages.claim_next(adapters.db, "default", ["t"], worker=1, lease_s=10, origin=origin(adapters))
     listed = [{"id": f"msg_{n}", "account_id": "default", "recipient_id": "fan-1", "priority": 5, "content": "x"}
               for n in range(3)]  # fmt: skip
     taken_out, may_commit = threading.Event(), threading.Event()

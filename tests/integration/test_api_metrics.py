@@ -19,7 +19,6 @@ from api.app import create_app
 from deploy.sandbox import Fault, Sandbox
 from deploy.servers import Servers
 from ratelimit import Limits
-from ratelimit.connection import know_server
 from workers.bootstrap import Adapters, build
 from workers.domain.errors import StoreUnavailable
 from workers.domain.message import Claim
@@ -159,7 +158,7 @@ def test_a_scrape_of_a_long_queue_reads_no_more_than_of_a_short_one(
 def test_a_late_answer_ends_its_message_in_the_counts_too(adapters: Adapters, submit: Submit, counts: Counts) -> None:
     submit()
     grant = adapters.tokens.borrow("default", adapters.settings.rate_limit, lease_s=13)
-    (claim,) = messages.claim_next(adapters.db, "default", grant.tokens, 4711, 13)
+    (claim,) = messages.claim_next(adapters.db, "default", grant.tokens, 4711, 13, origin=grant.origin)
     adapters.db.all("UPDATE attempts SET deadline_at = now() - interval '1 minute'")
     assert adapters.rescuer().rescue() == 1
     answer = Settlement(claim, Outcome(OutcomeKind.ACCEPTED, upstream_id="up_1"), MarkSent("up_1"))
@@ -226,9 +225,6 @@ def test_a_request_answered_after_its_token_was_lent_again_is_an_overshoot(
 ) -> None:
     """The first request is answered only once the second is out, which has the first one's token: its loan of 200 ms
     ended long before."""
-    know_server(
-        adapters.redis
-    )  # the fixture has emptied it; the other thread's connection must not take it for another
     account_id = make_account(limits="1/200ms")
     second_is_out = threading.Event()
 

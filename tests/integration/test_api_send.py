@@ -12,6 +12,7 @@ from werkzeug.test import TestResponse
 
 from api.app import create_app
 from ratelimit import Limits
+from tests.conftest import origin
 from workers.bootstrap import Adapters
 from workers.domain.outcome import Outcome, OutcomeKind
 from workers.services.dispatch import Dispatcher
@@ -299,7 +300,7 @@ def test_what_waits_for_its_next_try_is_blocked_by_that(
         return client.get(f"/api/onlyfans/messaging/messages/{message_id}", headers=bearer()).json["blockedBy"]
 
     tried = send().json["messageId"]
-    claims = messages.claim_next(adapters.db, "default", ["t"], worker=1, lease_s=10)
+    claims = messages.claim_next(adapters.db, "default", ["t"], worker=1, lease_s=10, origin=origin(adapters))
     failed = Outcome(OutcomeKind.FAILED, http_status=503)
     adapters.db.transaction(lambda c: messages.schedule_retry(c, claims[0], failed, 60.0))
     assert blocked(tried) == "retry"

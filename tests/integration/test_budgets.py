@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -16,10 +17,10 @@ from flask.testing import FlaskClient
 from api.app import create_app
 from deploy.sandbox import Fault, Sandbox
 from ratelimit import Limits
-from tests.conftest import ALICE
+from tests.conftest import ALICE, origin, rebuild
 from workers.bootstrap import Adapters
 from workers.credentials import Vault
-from workers.services.recovery import Overlooked, rebuild_tokens
+from workers.services.recovery import Overlooked
 from workers.services.submit import Receipt
 from workers.settings import Settings
 from workers.store import accounts, messages
@@ -75,11 +76,6 @@ def budgets(adapters: Adapters, *account_ids: str) -> list[str]:
     return [account(adapters, account_id).budget for account_id in account_ids]
 
 
-def rebuild(adapters: Adapters) -> int:
-    """As the reconciler does, but for the wait."""
-    return rebuild_tokens(adapters.db, adapters.tokens, adapters.settings.rate_limit, lambda _: None)
-
-
 @contextmanager
 def running(adapters: Adapters, workers: int = 1) -> Iterator[None]:
     """A pacer, workers, and a reconciler that does no more than rebuild tokens: no lost wake-up is made good."""
@@ -94,7 +90,7 @@ def running(adapters: Adapters, workers: int = 1) -> Iterator[None]:
 
     def reconcile() -> None:
         while not over.wait(0.05):
-            rebuild_tokens(adapters.db, adapters.tokens, adapters.settings.rate_limit, over.wait)
+            rebuild(adapters, over.wait)
 
     with ThreadPoolExecutor(8) as pool:
         threads = [threading.Thread(target=pace, args=[pool]), threading.Thread(target=reconcile)]
@@ -171,7 +167,7 @@ def test_accounts_of_an_older_version_come_together_while_they_send(strict: Adap
     limits = Limits.parse("10/2s")
     for account_id in ("a", "b"):  # each sends 5, as the older version did
         grant = strict.tokens.borrow(account_id, limits, want=5, lease_s=13)
-        claims = messages.claim_next(strict.db, account_id, grant.tokens, 1, 13)
+        claims = messages.claim_next(strict.db, account_id, grant.tokens, 1, 13, origin=grant.origin)
         strict.db.all("UPDATE attempts SET outcome = 'accepted', ended_at = now() WHERE outcome IS NULL")
         ids = [claim.message_id for claim in claims]
         done = "UPDATE messages SET state = 'sent', sent_at = now(), ended_at = now() WHERE id = ANY(%(ids)s)"
@@ -260,8 +256,9 @@ def test_tokens_of_a_budget_that_the_account_left_claim_nothing(
     account_id = make_account()
     submit(account_id=account_id)
     adapters.db.all("UPDATE accounts SET budget = 'elsewhere' WHERE id = %(id)s", {"id": account_id})
-    assert messages.claim_next(adapters.db, account_id, ["t.1"], 1, 13.0) == []
-    assert len(messages.claim_next(adapters.db, account_id, ["t.1"], 1, 13.0, budget="elsewhere")) == 1
+    claim = partial(messages.claim_next, adapters.db, account_id, ["t.1"], 1, 13.0, origin=origin(adapters))
+    assert claim() == []
+    assert len(claim(budget="elsewhere")) == 1
 
 
 def test_two_accounts_that_come_under_a_credential_at_once_see_each_other(adapters: Adapters) -> None:
@@ -471,6 +468,8 @@ def test_what_the_other_account_has_in_hand_is_no_token_for_this_one(
     for n in range(10):
         submit(f"fan-{n}", account_id="a")
     grant = adapters.tokens.borrow(budget, adapters.settings.rate_limit, want=10, lease_s=adapters.settings.lease_s)
-    assert len(messages.claim_next(adapters.db, "a", grant.tokens, 1, adapters.settings.lease_s, budget=budget)) == 10
+    lease_s = adapters.settings.lease_s
+    claim = partial(messages.claim_next, adapters.db, "a", grant.tokens, 1, lease_s, origin=grant.origin)
+    assert len(claim(budget=budget)) == 10
     status, told = ask("POST", "/send", {"recipientId": "fan", "content": "x", "accountId": "b"})
     assert (status, told["blockedBy"]) == (202, "rate")

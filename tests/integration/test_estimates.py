@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from api.app import create_app
 from deploy.sandbox import Sandbox
 from ratelimit import Limits
-from tests.conftest import ALICE
+from tests.conftest import ALICE, origin
 from workers.bootstrap import Adapters
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
@@ -54,7 +54,7 @@ def claimed_in_order(adapters: Adapters, account_id: str) -> list[str]:
         pass
 
     def look(c: Any) -> None:
-        for claim in messages.claim_next(c, account_id, tokens, worker=1, lease_s=10):
+        for claim in messages.claim_next(c, account_id, tokens, worker=1, lease_s=10, origin=origin(adapters)):
             found[claim.token] = claim.message_id
         raise Undo
 

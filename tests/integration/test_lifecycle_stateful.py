@@ -20,7 +20,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.conftest import ALICE, EMPTY
+from tests.conftest import ALICE, EMPTY, origin
 from workers.bootstrap import Adapters
 from workers.domain.errors import StaleClaim
 from workers.domain.message import Claim, Line, NewMessage
@@ -59,6 +59,7 @@ class LifeCycle(RuleBasedStateMachine):
     def __init__(self, adapters: Adapters) -> None:
         super().__init__()
         self.db = adapters.db
+        self.origin = origin(adapters)
 
     @initialize()
     def empty(self) -> None:
@@ -113,7 +114,8 @@ class LifeCycle(RuleBasedStateMachine):
         queued = [m for m in self.messages.values() if m.state is State.QUEUED]
         expected = sorted(queued, key=lambda m: (-m.line.priority, m.place))[:want]
         tokens = [f"token-{n}" for n in range(want)]
-        claims = {c.message_id: c for c in messages.claim_next(self.db, "default", tokens, worker=1, lease_s=10)}
+        claimed = messages.claim_next(self.db, "default", tokens, worker=1, lease_s=10, origin=self.origin)
+        claims = {c.message_id: c for c in claimed}
         assert set(claims) == {m.id for m in expected}
         for m in expected:
             m.attempts += 1

@@ -17,13 +17,14 @@ from ulid import ULID
 from deploy.servers import Servers
 from tests.integration import version_0001
 from workers.bootstrap import Adapters, build
+from workers.services.epochs import begin_epoch
 from workers.settings import Settings
 from workers.store import messages, migrations
 from workers.store.session import Database
 
 FIRST = "0001"
 REVISIONS = [
-    "0001", "0002", "0003", "0004", "0007", "0010", "0011", "0012", "0021", "0022", "0023", "0024", "0025",
+    "0001", "0002", "0003", "0004", "0007", "0010", "0011", "0012", "0021", "0022", "0023", "0024", "0025", "0026",
 ]  # fmt: skip
 Tables = dict[str, list[dict[str, Any]]]
 
@@ -163,8 +164,9 @@ def test_what_the_first_version_queued_is_sent_by_this_one(
     migrations.upgrade(url)
     make_adapters(settings)  # for its emptied Redis
     adapters = build(replace(settings, database_url=url))
+    adapters.redis.flushall()
+    begin_epoch(adapters.db, adapters.tokens)
     adapters.tokens.open_new("default")
-    adapters.tokens.declare_known()
     drained = adapters.dispatcher(worker=1).drain("default")
     sent = {row["id"] for row in adapters.db.all("SELECT id FROM messages WHERE state = 'sent'")}
     adapters.close()

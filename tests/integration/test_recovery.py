@@ -17,7 +17,7 @@ from cryptography.fernet import Fernet
 from deploy.sandbox import Fault, Sandbox
 from ratelimit import Limits, TokensUnavailable, View
 from ratelimit.tokens import START_WITHIN_S
-from tests.conftest import ALICE
+from tests.conftest import ALICE, rebuild
 from workers.bootstrap import Adapters
 from workers.channels.base import Sender
 from workers.channels.onlyfans import OnlyFans
@@ -34,7 +34,6 @@ from workers.services.recovery import (
     Departures,
     Overlooked,
     expire,
-    rebuild_tokens,
     verify,
 )
 from workers.services.settle import Settlement, settle
@@ -53,7 +52,7 @@ def state(adapters: Adapters, receipt: Receipt) -> str:
 
 def claim_one(adapters: Adapters, worker: int = 1, lease_s: float = 13.0) -> messages.Claim:
     grant = adapters.tokens.borrow("default", adapters.settings.rate_limit, lease_s=lease_s)
-    (claim,) = messages.claim_next(adapters.db, "default", grant.tokens, worker, lease_s)
+    (claim,) = messages.claim_next(adapters.db, "default", grant.tokens, worker, lease_s, origin=grant.origin)
     return claim
 
 
@@ -274,7 +273,7 @@ def test_emptied_redis_gives_out_nothing_before_it_is_rebuilt(
     dispatcher.drain("default")
     assert upstream.summary()["accepted"] == 10
     pauses: list[float] = []
-    assert rebuild_tokens(adapters.db, adapters.tokens, adapters.settings.rate_limit, pauses.append) == 1
+    assert rebuild(adapters, pauses.append) == 1
     assert pauses == [START_WITHIN_S]
     report = dispatcher.drain("default")
     assert upstream.summary()["accepted"] == 10
@@ -289,14 +288,14 @@ def test_a_rebuild_brings_back_open_loans_and_cooldowns_but_not_refunds(
     claim_one(adapters)
     adapters.db.all("UPDATE accounts SET cooldown_until = now() + interval '20 seconds'")
     adapters.redis.flushall()
-    rebuild_tokens(adapters.db, adapters.tokens, adapters.settings.rate_limit, lambda _: None)
+    rebuild(adapters, lambda _: None)
     view = adapters.tokens.view("default", adapters.settings.rate_limit)
     assert len(view.uses) == 1
     assert 10 < view.uses[0] < 14  # the loan's end lies ahead
     assert 15 < view.cooldown_s <= 20
     adapters.db.all("UPDATE attempts SET spent = false")
     adapters.redis.flushall()
-    rebuild_tokens(adapters.db, adapters.tokens, adapters.settings.rate_limit, lambda _: None)
+    rebuild(adapters, lambda _: None)
     assert adapters.tokens.view("default", adapters.settings.rate_limit).uses == ()
 
 
@@ -709,7 +708,7 @@ def test_answers_are_recorded_though_the_store_blinks_while_requests_are_out(
 
 def test_a_rebuild_cut_short_leaves_the_gates_closed(adapters: Adapters, submit: Submit) -> None:
     adapters.redis.flushall()
-    assert rebuild_tokens(adapters.db, adapters.tokens, adapters.settings.rate_limit, lambda _: True) == 0
+    assert rebuild(adapters, lambda _: True) == 0
     assert adapters.tokens.lost()
     assert adapters.tokens.borrow("default", adapters.settings.rate_limit, lease_s=1).lost
 

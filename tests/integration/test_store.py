@@ -12,7 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from ulid import ULID
 
-from tests.conftest import ALICE
+from tests.conftest import ALICE, origin
 from workers.bootstrap import Adapters
 from workers.domain.errors import StaleClaim
 from workers.domain.message import Line, NewMessage
@@ -27,7 +27,8 @@ FAILED = Outcome(OutcomeKind.FAILED, http_status=503)
 
 
 def claim(adapters: Adapters, want: int = 1) -> list[messages.Claim]:
-    return messages.claim_next(adapters.db, "default", [f"t{n}" for n in range(want)], worker=1, lease_s=10)
+    tokens = [f"t{n}" for n in range(want)]
+    return messages.claim_next(adapters.db, "default", tokens, worker=1, lease_s=10, origin=origin(adapters))
 
 
 def states(adapters: Adapters) -> list[str]:
@@ -203,6 +204,9 @@ def test_the_claim_uses_its_index_and_a_generic_plan(adapters: Adapters, submit:
             "lease_s": "10",
             "budget": "'default'",
             "probe": "false",
+            "epoch": "1",
+            "server": "'a server'",
+            "given": "1",
         }
         explained = "EXPLAIN " + re.sub(r"%\((\w+)\)s", lambda found: values[found[1]], sql)
         return "\n".join(row["QUERY PLAN"] for row in c.all(explained))

@@ -5,7 +5,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from redis.crc import key_slot
 
 from deploy.servers import Servers
 from ratelimit import Limits, Tokens, TokensUnavailable, Use, connect
-from ratelimit.connection import know_server
 from ratelimit.tokens import CLOCK_RATE_ERROR
 from workers.bootstrap import Adapters
 
@@ -24,6 +23,9 @@ TEN_PER_MINUTE = Limits.parse("10/minute")
 ONE_PER_MINUTE = Limits.parse("1/minute")
 LEASE_S = 13.0
 A_MOMENT_S = 0.000_001
+FILLED = "paceline:filled"
+EPOCH = "17"
+"""Which a test enters after a loss."""
 USES, GATE = "paceline:{default}:uses", "paceline:{default}:gate"
 
 _START_S = 1_800_000_000
@@ -46,13 +48,14 @@ class Clock(redis.Redis):
         self.flushall()
         self.rpush("clock", *now)
 
+    def be_another_server(self) -> None:
+        """As after a failover, or a restart from a snapshot: the data is there, but perhaps not the latest."""
+        self.hset(FILLED, "server", "a server that is gone")
+
 
 @pytest.fixture
 def real_tokens(adapters: Adapters) -> Tokens:
-    """By the server's own clock. `adapters` has emptied the server; a new connection must not take it for another."""
-    know_server(adapters.redis)
-    adapters.tokens.open_new("default")
-    adapters.tokens.declare_known()
+    """By the server's own clock."""
     return adapters.tokens
 
 
@@ -80,8 +83,16 @@ def use_at(tokens: Tokens, clock: Clock, limits: Limits, *times_s: float) -> Non
         tokens.give_back("default", limits, [token])
 
 
+def begin(tokens: Tokens, keys: Mapping[str, Limits]) -> dict[str, str]:
+    """Of an epoch of which nothing is lost a part is rebuilt; else a new one is entered."""
+    origin = tokens.origin()
+    epoch = origin.epoch or EPOCH
+    assert tokens.enter_epoch(epoch, origin.server)
+    return tokens.begin_rebuild(keys, epoch)
+
+
 def rebuild(tokens: Tokens, limits: Limits, uses: Sequence[Use] = (), cooldown_s: float = 0.0) -> int:
-    nonces = tokens.begin_rebuild({"default": limits})
+    nonces = begin(tokens, {"default": limits})
     return tokens.finish_rebuild([(key, nonce, limits, cooldown_s, uses) for key, nonce in nonces.items()])
 
 
@@ -553,13 +564,13 @@ def test_what_was_reported_lost_is_known_again_when_declared_so(tokens: Tokens) 
     assert not tokens.lost()
     tokens.report_loss()
     assert tokens.lost()
-    tokens.declare_known()
+    tokens.declare_known(tokens.origin().epoch)
     assert not tokens.lost()
 
 
 def test_a_rebuild_gives_out_nothing_before_it_is_finished(tokens: Tokens, clock: Clock) -> None:
     clock.lose_everything()
-    nonces = tokens.begin_rebuild({"default": TEN_PER_MINUTE})
+    nonces = begin(tokens, {"default": TEN_PER_MINUTE})
     assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).lost
     tokens.open_new("default")
     assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).lost
@@ -601,7 +612,7 @@ def test_a_rebuild_brings_the_cooldown_back(tokens: Tokens, clock: Clock) -> Non
 
 def test_a_cooldown_that_began_during_the_rebuild_is_kept(tokens: Tokens, clock: Clock) -> None:
     clock.lose_everything()
-    nonces = tokens.begin_rebuild({"default": TEN_PER_MINUTE})
+    nonces = begin(tokens, {"default": TEN_PER_MINUTE})
     tokens.cool_down("default", 30)
     tokens.finish_rebuild([("default", nonces["default"], TEN_PER_MINUTE, 20, [])])
     assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).wait_s == 30
@@ -609,11 +620,11 @@ def test_a_cooldown_that_began_during_the_rebuild_is_kept(tokens: Tokens, clock:
 
 def test_after_a_second_loss_the_first_rebuilders_picture_is_refused(tokens: Tokens, clock: Clock) -> None:
     clock.lose_everything()
-    outdated = tokens.begin_rebuild({"default": TEN_PER_MINUTE})["default"]
+    outdated = begin(tokens, {"default": TEN_PER_MINUTE})["default"]
     clock.lose_everything()
     assert tokens.finish_rebuild([("default", outdated, TEN_PER_MINUTE, 0, [])]) == 0
     assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).lost
-    current = tokens.begin_rebuild({"default": TEN_PER_MINUTE})["default"]
+    current = begin(tokens, {"default": TEN_PER_MINUTE})["default"]
     assert tokens.finish_rebuild([("default", outdated, TEN_PER_MINUTE, 0, [])]) == 0
     assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).lost
     assert tokens.finish_rebuild([("default", current, TEN_PER_MINUTE, 0, [Use("a", -1.0)])]) == 1
@@ -622,7 +633,7 @@ def test_after_a_second_loss_the_first_rebuilders_picture_is_refused(tokens: Tok
 
 def test_of_two_rebuilders_one_opens_the_gate_and_the_other_does_no_harm(tokens: Tokens, clock: Clock) -> None:
     clock.lose_everything()
-    first, second = tokens.begin_rebuild({"default": TEN_PER_MINUTE}), tokens.begin_rebuild({"default": TEN_PER_MINUTE})
+    first, second = begin(tokens, {"default": TEN_PER_MINUTE}), begin(tokens, {"default": TEN_PER_MINUTE})
     assert first == second
     assert tokens.finish_rebuild([("default", second["default"], ONE_PER_MINUTE, 0, [])]) == 1
     assert borrow(tokens, ONE_PER_MINUTE)
@@ -632,19 +643,19 @@ def test_of_two_rebuilders_one_opens_the_gate_and_the_other_does_no_harm(tokens:
 
 
 def test_only_what_is_lost_is_rebuilt(tokens: Tokens) -> None:
-    assert tokens.begin_rebuild({"default": TEN_PER_MINUTE}) == {}
-    assert list(tokens.begin_rebuild(dict.fromkeys(["default", "lost-1", "lost-2"], TEN_PER_MINUTE))) == [
+    assert begin(tokens, {"default": TEN_PER_MINUTE}) == {}
+    assert list(begin(tokens, dict.fromkeys(["default", "lost-1", "lost-2"], TEN_PER_MINUTE))) == [
         "lost-1",
         "lost-2",
     ]
-    assert tokens.begin_rebuild({}) == {}
+    assert begin(tokens, {}) == {}
     assert tokens.finish_rebuild([]) == 0
     assert len(borrow(tokens, TEN_PER_MINUTE, want=10)) == 10
 
 
 def test_many_are_rebuilt_in_one_step(tokens: Tokens, clock: Clock) -> None:
     clock.lose_everything()
-    nonces = tokens.begin_rebuild(dict.fromkeys(["default", "other"], TEN_PER_MINUTE))
+    nonces = begin(tokens, dict.fromkeys(["default", "other"], TEN_PER_MINUTE))
     uses = {"default": [Use("a", -1.0)], "other": [Use("b", -1.0), Use("c", -2.0)]}
     assert tokens.finish_rebuild([(key, nonce, TEN_PER_MINUTE, 0, uses[key]) for key, nonce in nonces.items()]) == 2
     left = [view.available(TEN_PER_MINUTE) for view in tokens.views([(key, TEN_PER_MINUTE) for key in nonces])]
@@ -665,69 +676,137 @@ def test_scripts_flushed_in_the_middle_are_loaded_again(tokens: Tokens, clock: C
     assert flushed().view("default", TEN_PER_MINUTE).uses == (0,)
     assert len(flushed().views([("default", TEN_PER_MINUTE)] * 3)) == 3
     assert flushed().spend("caller.alice", TEN_PER_MINUTE).tokens
-    nonce = flushed().begin_rebuild({"lost": TEN_PER_MINUTE})["lost"]
+    nonce = begin(flushed(), {"lost": TEN_PER_MINUTE})["lost"]
     assert flushed().finish_rebuild([("lost", nonce, TEN_PER_MINUTE, 0, [Use("a", -1.0)])]) == 1
 
 
-def new_connection(servers: Servers) -> None:
-    with connect(servers.redis_url) as client:
-        client.ping()
+def test_every_grant_says_where_it_comes_from_and_counts(tokens: Tokens) -> None:
+    now = tokens.origin()
+    first, second = (tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).origin for _ in range(2))
+    assert (first.server, first.epoch, first.given) == (now.server, now.epoch, now.given + 1)
+    assert (second.server, second.epoch, second.given) == (now.server, now.epoch, now.given + 2)
+    assert tokens.origin().given == second.given
+    tokens.spend("caller.alice", TEN_PER_MINUTE)
+    assert tokens.origin().given == second.given, "of callers' limits no books are kept"
 
 
-def test_a_new_connection_to_the_same_server_forgets_nothing(tokens: Tokens, clock: Clock, servers: Servers) -> None:
-    new_connection(servers)
-    assert not tokens.lost()
-    assert borrow(tokens, TEN_PER_MINUTE)
-
-
-def test_another_server_than_before_is_not_trusted(tokens: Tokens, clock: Clock, servers: Servers) -> None:
-    """As after a failover, or a restart from a snapshot: the data is there, but perhaps not the latest."""
+def test_another_server_than_before_is_not_trusted(tokens: Tokens, clock: Clock) -> None:
     tokens.open_new("other")
     (token,) = borrow(tokens, ONE_PER_MINUTE)
-    tokens.cool_down("default", 5)
-    clock.set("paceline:server", "the run id of a server that is gone")
-    new_connection(servers)
+    clock.be_another_server()
     assert tokens.lost()
+    assert tokens.origin().epoch == ""
     assert tokens.borrow("default", ONE_PER_MINUTE, lease_s=LEASE_S).lost
     assert tokens.borrow("other", ONE_PER_MINUTE, lease_s=LEASE_S).lost
-    assert rebuild(tokens, ONE_PER_MINUTE, [Use(token, LEASE_S)]) == 1
+    assert not tokens.view("default", ONE_PER_MINUTE).known
+    tokens.open_new("new")
+    assert tokens.borrow("new", ONE_PER_MINUTE, lease_s=LEASE_S).lost
+    assert rebuild(tokens, ONE_PER_MINUTE, [Use(token, LEASE_S)], cooldown_s=5) == 1
     assert tokens.view("default", ONE_PER_MINUTE).cooldown_s == 5
     assert tokens.borrow("default", ONE_PER_MINUTE, lease_s=LEASE_S).wait_s == LEASE_S + 60
 
 
-def test_another_server_ends_a_rebuild_that_was_under_way(tokens: Tokens, clock: Clock, servers: Servers) -> None:
+def test_another_server_ends_a_rebuild_that_was_under_way(tokens: Tokens, clock: Clock) -> None:
     clock.lose_everything()
-    nonce = tokens.begin_rebuild({"default": TEN_PER_MINUTE})["default"]
-    clock.set("paceline:server", "the run id of a server that is gone")
-    new_connection(servers)
-    assert tokens.finish_rebuild([("default", nonce, TEN_PER_MINUTE, 0, [])]) == 0
+    nonce = begin(tokens, {"default": TEN_PER_MINUTE})["default"]
+    clock.be_another_server()
+    tokens.finish_rebuild([("default", nonce, TEN_PER_MINUTE, 0, [])])
+    assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).lost
 
 
-def test_where_the_books_know_of_a_later_end_than_an_old_copy_the_later_one_holds(
-    tokens: Tokens, clock: Clock, servers: Servers
-) -> None:
-    (token,) = borrow(tokens, ONE_PER_MINUTE)  # the copy has the loan, which ended at 13, but not its return at 19
-    clock.set("paceline:server", "the run id of a server that is gone")
-    new_connection(servers)
-    clock.at(20)
+def test_times_by_another_servers_clock_count_for_nothing(tokens: Tokens, clock: Clock) -> None:
+    """Its clock was an hour ahead. What the books know, they know by a clock of their own."""
+    clock.at(3600)
+    (token,) = borrow(tokens, ONE_PER_MINUTE)
+    tokens.cool_down("default", 30)
+    clock.at(0)
+    clock.be_another_server()
     rebuild(tokens, ONE_PER_MINUTE, [Use(token, -1.0)])
+    assert tokens.borrow("default", ONE_PER_MINUTE, lease_s=LEASE_S).wait_s == 59
+
+
+def test_a_new_epoch_closes_every_gate_of_the_one_before(tokens: Tokens) -> None:
+    """The address led elsewhere for a while; this server has lost nothing, but was not the only one."""
+    (token,) = borrow(tokens, ONE_PER_MINUTE)
+    assert tokens.enter_epoch("18", tokens.origin().server)
+    assert tokens.lost()
+    assert tokens.borrow("default", ONE_PER_MINUTE, lease_s=LEASE_S).lost
+    nonces = tokens.begin_rebuild({"default": ONE_PER_MINUTE}, "18")
+    elsewhere = Use("borrowed elsewhere", -1.0)
+    assert tokens.finish_rebuild([("default", nonces["default"], ONE_PER_MINUTE, 0, [elsewhere])]) == 1
+    tokens.declare_known("18")
+    assert not tokens.lost()
+    grant = tokens.borrow("default", ONE_PER_MINUTE, lease_s=LEASE_S)
+    assert grant.wait_s == LEASE_S + 60, "what it has by its own clock counts, too"
+    tokens.refund("default", ONE_PER_MINUTE, [token])
+    assert tokens.borrow("default", ONE_PER_MINUTE, lease_s=LEASE_S).wait_s == 59
+
+
+def test_an_epoch_entered_twice_is_one(tokens: Tokens) -> None:
+    server = tokens.origin().server
+    assert tokens.enter_epoch("18", server)
+    nonces = tokens.begin_rebuild({"default": TEN_PER_MINUTE}, "18")
+    tokens.finish_rebuild([("default", nonces["default"], TEN_PER_MINUTE, 0, [])])
+    tokens.declare_known("18")
+    assert tokens.enter_epoch("18", server)  # by another reconciler
+    assert not tokens.lost()
+    assert tokens.begin_rebuild({"default": TEN_PER_MINUTE}, "18") == {}
+    assert tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).origin.epoch == "18"
+
+
+def test_an_epoch_meant_for_another_server_is_not_entered(tokens: Tokens) -> None:
+    assert not tokens.enter_epoch("18", "a server that is gone")
+    assert borrow(tokens, TEN_PER_MINUTE)
+
+
+def test_a_rebuilder_of_an_epoch_that_is_over_opens_nothing(tokens: Tokens) -> None:
+    server = tokens.origin().server
+    tokens.enter_epoch("18", server)
+    outdated = tokens.begin_rebuild({"default": TEN_PER_MINUTE}, "18")["default"]
+    tokens.enter_epoch("19", server)
+    tokens.begin_rebuild({"default": TEN_PER_MINUTE}, "19")
+    assert tokens.finish_rebuild([("default", outdated, TEN_PER_MINUTE, 0, [])]) == 0
+    tokens.declare_known("18")
+    assert tokens.lost()
+
+
+def test_the_count_of_grants_never_goes_back_by_a_loss(tokens: Tokens, clock: Clock) -> None:
+    borrow(tokens, TEN_PER_MINUTE)
+    server = tokens.origin().server
+    clock.lose_everything()
+    tokens.enter_epoch("18", server, given=100)
+    assert tokens.origin().given == 100
+    tokens.enter_epoch("19", server, given=50)
+    assert tokens.origin().given == 100
+
+
+def test_where_the_books_know_of_a_later_end_than_an_old_copy_the_later_one_holds(tokens: Tokens, clock: Clock) -> None:
+    (token,) = borrow(tokens, ONE_PER_MINUTE)  # the copy has the loan, which ended at 13, but not its return at 19
+    tokens.enter_epoch("18", tokens.origin().server)
+    clock.at(20)
+    nonces = tokens.begin_rebuild({"default": ONE_PER_MINUTE}, "18")
+    tokens.finish_rebuild([("default", nonces["default"], ONE_PER_MINUTE, 0, [Use(token, -1.0)])])
     clock.at(79 - A_MOMENT_S)
     assert borrow(tokens, ONE_PER_MINUTE) == ()
     clock.at(79)
     assert borrow(tokens, ONE_PER_MINUTE)
 
 
-def test_what_was_rebuilt_on_an_emptied_server_is_not_forgotten_at_the_next_connection(
-    tokens: Tokens, clock: Clock, servers: Servers
-) -> None:
-    clock.lose_everything()
-    nonce = tokens.begin_rebuild({"default": TEN_PER_MINUTE})["default"]
-    new_connection(servers)
-    assert tokens.finish_rebuild([("default", nonce, TEN_PER_MINUTE, 0, [])]) == 1
-    tokens.declare_known()
-    new_connection(servers)
-    assert not tokens.lost()
-    assert borrow(tokens, TEN_PER_MINUTE)
+def test_a_replica_that_takes_writes_gives_out_nothing(servers: Servers, real_tokens: Tokens) -> None:
+    """Demoted and promoted, it has another name than before."""
+    with connect(servers.redis_url) as client:
+        before = real_tokens.origin()
+        client.config_set("replica-read-only", "no")
+        try:
+            client.replicaof("127.0.0.1", 1)
+            assert real_tokens.origin().server == ""
+            assert real_tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).lost
+            client.replicaof("no", "one")
+            assert real_tokens.origin().server not in ("", before.server)
+            assert real_tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S).lost
+        finally:
+            client.replicaof("no", "one")
+            client.config_set("replica-read-only", "yes")
 
 
 def test_no_answer_is_tokens_unavailable(tmp_path: Path) -> None:
@@ -739,7 +818,9 @@ def test_no_answer_is_tokens_unavailable(tmp_path: Path) -> None:
         lambda: tokens.view("default", TEN_PER_MINUTE),
         lambda: tokens.open_new("default"),
         lambda: tokens.lost(),
-        lambda: tokens.begin_rebuild({"default": TEN_PER_MINUTE}),
+        lambda: tokens.origin(),
+        lambda: tokens.enter_epoch(EPOCH, "a server"),
+        lambda: tokens.begin_rebuild({"default": TEN_PER_MINUTE}, EPOCH),
         lambda: tokens.finish_rebuild([("default", "?", TEN_PER_MINUTE, 0, [])]),
     ]
     for call in calls:
@@ -835,7 +916,7 @@ def test_a_longer_limit_than_before_is_given_nothing_until_its_past_is_known(tok
     tokens.borrow("default", TEN_PER_MINUTE, lease_s=1)
     daily = Limits.parse("10/minute,100/day")
     assert tokens.borrow("default", daily, lease_s=1).lost
-    nonces = tokens.begin_rebuild({"default": daily})
+    nonces = begin(tokens, {"default": daily})
     yesterday = [Use(f"t{n}", -3600.0) for n in range(100)]
     assert tokens.finish_rebuild([("default", nonces["default"], daily, 0, yesterday)]) == 1
     grant = tokens.borrow("default", daily, lease_s=1)
@@ -854,7 +935,7 @@ def test_a_new_key_is_known_for_any_limit_and_a_shorter_one_needs_nothing(tokens
     [
         lambda tokens: tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S),
         lambda tokens: tokens.spend("caller.alice", TEN_PER_MINUTE),
-        lambda tokens: tokens.begin_rebuild({"new": TEN_PER_MINUTE}),
+        lambda tokens: tokens.begin_rebuild({"new": TEN_PER_MINUTE}, EPOCH),
         lambda tokens: tokens.cool_down("default", 1.0),
     ],
     ids=["borrow", "spend", "begin_rebuild", "cool_down"],

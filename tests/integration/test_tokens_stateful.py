@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from ratelimit import Grant, Limit, Limits, Tokens, Use
-from ratelimit.connection import know_server
 from ratelimit.limits import to_us
 from ratelimit.tokens import CLOCK_RATE_ERROR
 from workers.bootstrap import Adapters
@@ -113,8 +112,9 @@ class TokensMachine(RuleBasedStateMachine):
     def start(self, text: str) -> None:
         self.model = Model(Limits.parse(text))
         self.clock.flushall()
-        know_server(self.clock)
         self.clock.set_to(self.model.now)
+        self.epoch = 1
+        self.tokens.enter_epoch("1", self.tokens.origin().server)
         self.tokens.open_new(KEY)
 
     @rule(want=st.integers(1, 6), lease=milliseconds, returned=counts, ago=st.integers(0, 100), refunded=counts)
@@ -170,8 +170,17 @@ class TokensMachine(RuleBasedStateMachine):
     def data_is_lost_and_rebuilt_from_the_books(self) -> None:
         self.clock.flushall()
         self.clock.set_to(self.model.now)
+        self._rebuild()
+
+    @rule()
+    def a_new_epoch_is_opened_and_what_is_here_agrees_with_the_books(self) -> None:
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        self.epoch += 1
+        assert self.tokens.enter_epoch(str(self.epoch), self.tokens.origin().server)
         self._is_closed()
-        nonces = self.tokens.begin_rebuild({KEY: self.model.limits})
+        nonces = self.tokens.begin_rebuild({KEY: self.model.limits}, str(self.epoch))
         self._is_closed()
         uses = [Use(token, (end - self.model.now) / SECOND) for token, end in self.model.ends.items()]
         cooldown_s = max(0, self.model.cooldown - self.model.now) / SECOND

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from ratelimit import Limits, Tokens, TokensUnavailable
-from ratelimit.tokens import START_WITHIN_S
+from ratelimit.tokens import NOWHERE, START_WITHIN_S
 from workers import telemetry, tracing
 from workers.channels.base import Channel, Sender
 from workers.clock import monotonic_s
@@ -37,6 +37,7 @@ from workers.domain.message import Claim
 from workers.domain.outcome import Blame, Outcome, OutcomeKind
 from workers.domain.retry import Decision, Defer, DeferralReason, RetryPolicy, decide, may_send
 from workers.services.budgets import Budgets
+from workers.services.epochs import explain_loss
 from workers.services.senders import Senders
 from workers.services.settle import RESTS, Settled, Settlement, announce, settle
 from workers.store import accounts, messages
@@ -59,6 +60,8 @@ RECRUIT_EVERY_S = 0.5
 """How often a full drain asks for another one beside it."""
 SOON_S = 0.05
 """The least delay of a wake-up for something that is due but could not be claimed just now."""
+ASK_AGAIN_S = 1.0
+"""How long a drain asks for no tokens after Redis was found to have lost some."""
 AT_LEAST_S = 0.001
 """The least time between two looks of a drain for what may be claimed."""
 LINGER_S = 0.02
@@ -157,7 +160,8 @@ class _Drain:
         self._refunded: list[str] = []
         self._unconfirmed: list[str] = []
         self._report = DrainReport()
-        self._denied_until_s = self._closed_until_s = 0.0
+        self._denied_until_s = self._closed_until_s = self._lost_until_s = 0.0
+        self._origin, self._borrowed_s = NOWHERE, 0.0  # of the tokens last borrowed
         self._claimable = 0
         self._places = 0
         self._crowded = False  # there were not as many places as it could have used
@@ -233,7 +237,8 @@ class _Drain:
     def _denied_for_s(self) -> float:
         """How long there is no use in asking for tokens; not positive: ask. A denial that hung on a loan of ours was a
         bound: with the loan given back, it is worth asking again."""
-        return 0.0 if self._returned or self._refunded else self._denied_until_s - monotonic_s()
+        denied_until_s = 0.0 if self._returned or self._refunded else self._denied_until_s
+        return max(0.0, max(denied_until_s, self._lost_until_s) - monotonic_s())
 
     def _lingers(self) -> bool:
         """Whether to stay with nothing out, because the next token is nearer than another drain would be."""
@@ -244,6 +249,7 @@ class _Drain:
         """Return and refund what is due, and borrow up to `want`."""
         if not (want or self._returned or self._refunded):
             return (), math.inf
+        borrowed_s = monotonic_s()
         try:
             grant = self._.tokens.exchange(
                 self._account.budget,
@@ -272,15 +278,26 @@ class _Drain:
             if gave_back:  # what the denial hung on, perhaps
                 self._denied_until_s = self._closed_until_s
             self._recruit(grant.left)
+        self._origin, self._borrowed_s = grant.origin, borrowed_s
         return grant.tokens, grant.free_s
 
     def _report_loss(self) -> None:
+        """Redis has lost tokens. The reconciler is told; until it has rebuilt them, this drain asks for no others."""
         log.warning("tokens_lost", account_id=self._account.id)
-        self._denied_until_s = monotonic_s() + 1.0
+        self._lost_until_s = monotonic_s() + ASK_AGAIN_S
         try:
             self._.tokens.report_loss()
-        except TokensUnavailable as error:  # then the next one to be told reports it
+            explain_loss(self._.db, self._.tokens)
+        except (TokensUnavailable, StoreUnavailable) as error:  # then the next one to be told reports it
             log.warning("loss_not_reported", error=str(error))
+
+    def _report_void(self) -> None:
+        """PostgreSQL refused the tokens: another server gives them out by now, or this one has lost some that it gave
+        out before. Tokens that are too old to be used prove neither, and are only given back."""
+        if monotonic_s() - self._borrowed_s < START_WITHIN_S:
+            with suppress(TokensUnavailable):  # then the next one to be refused says it
+                self._.tokens.distrust(self._origin)
+            self._report_loss()
 
     def _recruit(self, tokens_left: int) -> None:
         """There are more tokens and messages than this drain will have room for: have another one started beside it."""
@@ -298,7 +315,7 @@ class _Drain:
         if not (finished or tokens or self._unconfirmed):
             return Settled(), []
 
-        def work(c: Connection) -> tuple[Settled, list[Claim]]:
+        def work(c: Connection) -> tuple[Settled, list[Claim] | None]:
             taken_back = messages.take_back(c, self._unconfirmed, self._.worker)
             settled = replace(settle(c, finished), taken_back=taken_back)
             claims = messages.claim_next(
@@ -307,16 +324,20 @@ class _Drain:
                 tokens,
                 self._.worker,
                 self._.lease_s,
+                origin=self._origin,
                 budget=self._account.budget,
                 probe=self._probing,
             )
             return settled, claims
 
         try:
-            settled, claims = self._insist(work, tokens, must=bool(finished))
+            settled, claimed = self._insist(work, tokens, must=bool(finished))
         except BaseException:
             self._refunded += tokens
             raise
+        if claimed is None:  # the tokens are void, and go back as unused
+            self._report_void()
+        claims = claimed or []
         self._report.settled += len(finished)
         self._report.claimed += len(claims)
         used = {claim.token for claim in claims}
@@ -335,8 +356,8 @@ class _Drain:
             log.info("message_sending", **claim.ids)
 
     def _insist(
-        self, work: Callable[[Connection], tuple[Settled, list[Claim]]], tokens: tuple[str, ...], *, must: bool
-    ) -> tuple[Settled, list[Claim]]:
+        self, work: Callable[[Connection], tuple[Settled, list[Claim] | None]], tokens: tuple[str, ...], *, must: bool
+    ) -> tuple[Settled, list[Claim] | None]:
         """What was sent must be recorded: keep trying while this process lives. What it could not record in the end is
         found by the reconciler as an attempt without an outcome."""
         pause_s = 0.05

@@ -12,7 +12,7 @@ from workers.domain.state import IN_FLIGHT, WAITING, State
 from workers.domain.state import Status as MessageStatus
 from workers.services.estimate import BlockedBy, Estimate, Place, estimate
 from workers.services.submit import look_at_all
-from workers.store import accounts, audit, batches, queries
+from workers.store import accounts, audit, batches, epochs, queries
 from workers.store.accounts import Account
 from workers.store.audit import AuditFilter
 from workers.store.queries import FailureFilter, MessageFilter, Scope
@@ -253,14 +253,18 @@ class Reader:
     def ready(self) -> list[str]:
         """What is missing for messages to be accepted and sent; empty if nothing is. Only the log names hosts."""
         missing = []
+        epoch = None
         try:
-            self.db.one("SELECT 1")
+            epoch = epochs.current(self.db)
         except StoreUnavailable as error:
             log.warning("not_ready", error=str(error))
             missing.append("database: does not answer")
         try:
             missing += [f"{kind}: none is alive" for kind in ("pacer", "worker") if not self.wakeups.alive(kind)]
-            if self.tokens.lost():
+            origin = self.tokens.origin()
+            if epoch and epoch.server not in ("", origin.server):
+                missing.append("redis: another server gives out the tokens")
+            elif not origin.known or (epoch and epoch.name != origin.epoch):
                 missing.append("tokens: being rebuilt")
         except TokensUnavailable as error:
             log.warning("not_ready", error=str(error))

@@ -39,6 +39,7 @@ from workers.domain.state import State
 from workers.presence import LOCK_CLASS, living
 from workers.services.settle import Settlement, announce, settle
 from workers.store import accounts, budgets, messages, queries
+from workers.store.epochs import Epoch
 from workers.store.glance import Glance, glance
 from workers.store.session import Connection, Database
 from workers.telemetry import logger
@@ -142,17 +143,19 @@ def look(db: Database) -> Glance:
     return glance(db, LOCK_CLASS)
 
 
-def rebuild_tokens(db: Database, tokens: Tokens, default_limits: Limits, pause: Callable[[float], bool | None]) -> int:
-    """If Redis lost its data: bring back the uses of every budget from the attempts on record, with one query, and
-    only then open the budgets' gates again. Returns how many it opened.
+def rebuild_tokens(
+    db: Database, tokens: Tokens, epoch: Epoch, default_limits: Limits, pause: Callable[[float], bool | None]
+) -> int:
+    """If Redis lost its data, or a new epoch has been opened: bring back the uses of every budget from the attempts on
+    record, with one query, and only then open the budgets' gates again. Returns how many it opened.
 
-    pause(seconds) waits between marking the gates and reading the books; see `ratelimit.tokens.START_WITHIN_S`. It
-    returns True if it was cut short.
+    epoch: the present one, which this server has entered (`services.epochs`). pause(seconds) waits between marking the
+    gates and reading the books; see `ratelimit.tokens.START_WITHIN_S`. It returns True if it was cut short.
     """
     if not tokens.lost():
         return 0
     limits = {account.budget: account.limits_in_force(default_limits) for account in accounts.all_of(db)}
-    nonces = tokens.begin_rebuild(limits)
+    nonces = tokens.begin_rebuild(limits, epoch.name)
     opened = 0
     if nonces:
         if pause(START_WITHIN_S):
@@ -166,7 +169,7 @@ def rebuild_tokens(db: Database, tokens: Tokens, default_limits: Limits, pause: 
             (budget, nonce, limits[budget], cooldowns[budget], uses[budget]) for budget, nonce in nonces.items()
         )
         log.warning("tokens_rebuilt", budgets=opened, uses=sum(map(len, uses.values())))
-    tokens.declare_known()
+    tokens.declare_known(epoch.name)
     return opened
 
 

@@ -5,5 +5,6 @@ session       connections, and how errors of the database become ours
 messages      a message on its way: accept, claim, record, rescue
 failures      dead letters and what an admin does with them
 accounts      accounts and their limits, pauses and cooldowns
+epochs        which Redis server gives out the tokens
 queries       what people ask: lists, counts, one message whole
 """

@@ -3,6 +3,8 @@ that nothing is, and then it asks no more."""
 
 from dataclasses import dataclass
 
+from workers.store import epochs
+from workers.store.epochs import Epoch
 from workers.store.session import Database
 
 LIVING = """
@@ -18,7 +20,9 @@ SELECT ARRAY({LIVING}) AS living,
        EXISTS (SELECT FROM attempts WHERE outcome IS NULL) AS under_way,
        EXISTS (SELECT FROM messages WHERE expires_at IS NOT NULL AND state IN ('scheduled', 'held', 'queued')
                AND expires_at <= now()) AS past_expiry,
-       EXISTS (SELECT FROM messages WHERE state = 'verifying' AND due_at <= now()) AS lookups_due
+       EXISTS (SELECT FROM messages WHERE state = 'verifying' AND due_at <= now()) AS lookups_due,
+       {epochs.COLUMNS}
+FROM token_epoch
 """
 
 
@@ -26,16 +30,18 @@ SELECT ARRAY({LIVING}) AS living,
 class Glance:
     """living: the workers and pacers that hold their locks. written: another number as soon as anybody has written
     anything. under_way: an attempt has no outcome yet. past_expiry: a message waits beyond its expiresAt.
-    lookups_due: an unknown outcome is to be looked up."""
+    lookups_due: an unknown outcome is to be looked up. epoch: which server gives out the tokens."""
 
     living: frozenset[int]
     written: int
     under_way: bool
     past_expiry: bool
     lookups_due: bool
+    epoch: Epoch
 
 
 def glance(db: Database, lock_class: int) -> Glance:
     row = db.one(_GLANCE, {"lock_class": lock_class})
     assert row is not None
-    return Glance(**row | {"living": frozenset(row["living"])})
+    epoch = epochs.epoch({name: row.pop(name) for name in epochs.COLUMNS.split(", ")})
+    return Glance(**row | {"living": frozenset(row["living"]), "epoch": epoch})

@@ -26,6 +26,7 @@ from psycopg.errors import DeadlockDetected, UniqueViolation
 from psycopg.types.json import Json, Jsonb
 from ulid import ULID
 
+from ratelimit import Origin
 from workers.domain.actor import Action, Actor
 from workers.domain.errors import StaleClaim
 from workers.domain.lookup import same_text
@@ -340,7 +341,9 @@ CLAIMED_AT_ONCE = 128
 # priorities would wade through whatever is waiting for its retry at the higher ones.
 # statement_timestamp(), because in a drain's transaction now() is older than what the statement before has just queued.
 _CLAIM_NEXT = f"""
-WITH next AS (SELECT * FROM (
+WITH origin AS (
+    SELECT number = %(epoch)s AND server = %(server)s AND given < %(given)s AS valid FROM token_epoch
+), next AS (SELECT * FROM (
     SELECT m.id, row_number() OVER () AS n
     FROM accounts a
     CROSS JOIN generate_series(21, 2, -1) AS step
@@ -354,6 +357,7 @@ WITH next AS (SELECT * FROM (
     WHERE a.id = %(account_id)s AND coalesce(a.budget, a.id) = %(budget)s
       AND (a.paused_at IS NULL OR a.paused_until <= statement_timestamp())
       AND (a.rest_until IS NULL OR %(probe)s::boolean)
+      AND (SELECT valid FROM origin)
     LIMIT %(want)s
 ) wanted LIMIT {CLAIMED_AT_ONCE}), claimed AS (
     UPDATE messages m SET state = 'sending', attempts = m.attempts + 1, tries = m.tries + 1
@@ -367,7 +371,7 @@ WITH next AS (SELECT * FROM (
            nullif(%(budget)s, account_id)
     FROM claimed
 )
-SELECT *, extract(epoch FROM statement_timestamp() - due_at)::float8 AS due_s,
+SELECT origin.valid, claimed.*, extract(epoch FROM statement_timestamp() - due_at)::float8 AS due_s,
     CASE WHEN tries > 1 THEN
         (SELECT extract(epoch FROM clock_timestamp() - min(a.started_at))::float8 FROM attempts a
          WHERE a.message_id = claimed.id AND a.counted AND a.outcome = 'unknown' AND a.number > attempts - tries)
@@ -377,7 +381,7 @@ SELECT *, extract(epoch FROM statement_timestamp() - due_at)::float8 AS due_s,
            AND a.outcome = 'accepted'
     ) AS others_passed,
     (SELECT sum(n)::int FROM tallies WHERE account_id = %(account_id)s AND state = 'queued') AS queued
-FROM claimed
+FROM origin LEFT JOIN claimed ON true
 """
 
 
@@ -388,12 +392,15 @@ def claim_next(
     worker: int,
     lease_s: float,
     *,
+    origin: Origin,
     budget: str | None = None,
     probe: bool = False,
-) -> list[Claim]:
+) -> list[Claim] | None:
     """Claim up to one message per token, `CLAIMED_AT_ONCE` at most, and put an attempt for each on record, committed
     before anything leaves.
 
+    origin: where the tokens come from. None is returned, and nothing is claimed, if that is not the present epoch: then
+    another server gives out the tokens, or this one has lost some that it gave out before.
     budget: where the tokens come from; None for the one that has the account's id. Nothing is claimed if the account
     draws on another by now. probe: also of an account that rests; see `accounts.begin_probe`.
     """
@@ -407,8 +414,14 @@ def claim_next(
         "lease_s": lease_s,
         "budget": budget or account_id,
         "probe": probe,
+        "epoch": int(origin.epoch),
+        "server": origin.server,
+        "given": origin.given,
     }
-    return [_claim(row) for row in c.all(_CLAIM_NEXT, params)]
+    rows = c.all(_CLAIM_NEXT, params)
+    if not rows[0]["valid"]:
+        return None
+    return [_claim(row) for row in rows if row["id"]]
 
 
 _COUNT_QUEUED = """

@@ -287,6 +287,20 @@ class AuditEntry(Base):
     details: Mapped[dict[str, Any] | None]
 
 
+class TokenEpoch(Base):
+    """Which Redis server gives out the tokens, and since when. One row; `workers.store.epochs` has its columns."""
+
+    __tablename__ = "token_epoch"
+    __table_args__ = (CheckConstraint("one", name="one"),)
+
+    one: Mapped[bool] = mapped_column(primary_key=True, server_default=text("true"))
+    number: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    server: Mapped[str] = mapped_column(server_default=text("''"))
+    since: Mapped[datetime] = mapped_column(server_default=func.now())
+    given: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    rival: Mapped[str | None]
+
+
 class Tally(Base):
     """How many messages an account has in each state that is counted, kept by a trigger on `messages`.
 

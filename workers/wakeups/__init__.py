@@ -182,6 +182,17 @@ class Wakeups:
 
         return answered(clear) if accounts and dead else 0
 
+    def forget(self, accounts: Sequence[str]) -> None:
+        """Forget all wake-ups, what is published, and the places of drains on these accounts: in a copy of another
+        server's data the times are by that server's clock. The reconciler wakes by name whoever waits."""
+
+        def forget() -> None:
+            for keys in ([_DUE, _PUBLISHED, _AGAIN, _VERIFY], [*map(_drains, accounts)]):
+                if keys:
+                    self._redis.delete(*keys)
+
+        answered(forget)
+
     def publish_again(self) -> None:
         """Forget which drains have been published and have not begun: a process died, and nobody knows which of them it
         had in hand. One that is published twice costs a look."""

@@ -1,0 +1,7 @@
+-- Open the gate of a key that has no past. KEYS[1] gate, KEYS[2] filled; ARGV[1] known as far back as (us).
+-- Returns 1, or 0 if the gate is there already, or this server's data cannot be trusted: a rebuild sees to it then.
+local filled = redis.call('HMGET', KEYS[2], 'epoch', 'server')
+if not filled[1] or filled[2] ~= this_server() then return 0 end
+if redis.call('HSETNX', KEYS[1], 'known', ARGV[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], 'epoch', filled[1])
+return 1
