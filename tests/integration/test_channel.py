@@ -22,7 +22,7 @@ from deploy.sandbox import Fault, Sandbox
 from tests.integration.peers import Authority, Peer, answer_all, answering, broken, hear, loop, run
 from workers.channels.base import Sender
 from workers.channels.http.answer import Incoming
-from workers.channels.http.transport import Answer, NoAnswer, NotSent, Transport, Upstream
+from workers.channels.http.transport import Answer, NoAnswer, NotSent, TooLate, Transport, Upstream
 from workers.channels.onlyfans import OnlyFans, outcome_of
 from workers.clock import monotonic_s
 from workers.domain.lookup import Evidence, History, compare
@@ -189,6 +189,42 @@ def test_a_redirect_is_not_followed(status: int, kind: OutcomeKind) -> None:
 def test_what_an_upstream_quotes_of_the_message_or_the_key_is_left_out(channel: OnlyFans, upstream: Sandbox) -> None:
     upstream.faults.add(Fault("status", status=400, error="'Hello Anna' is not allowed for key-1"))
     assert send(channel, claim(content="Hello Anna")).error == "'…' is not allowed for …"
+
+
+class Canned:
+    """An exchange that sends nothing anywhere: it answers, or fails, as it was told."""
+
+    def __init__(self, came_of_it: Answer | Exception) -> None:
+        self._came_of_it = came_of_it
+        self.asked: list[tuple[str, str]] = []
+
+    async def request(self, method: str, path: str, **_: object) -> Answer:
+        self.asked.append((method, path))
+        if isinstance(self._came_of_it, Exception):
+            raise self._came_of_it
+        return self._came_of_it
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("came_of_it", "kind", "left", "interrupted"),
+    [
+        (Answer(200, {}, b'{"id": 7}'), OutcomeKind.ACCEPTED, True, False),
+        (NotSent("connection refused"), OutcomeKind.UNAVAILABLE, False, False),
+        (TooLate("too late to start"), OutcomeKind.FAILED, False, True),
+        (NoAnswer("timed out"), OutcomeKind.UNKNOWN, True, False),
+    ],
+    ids=["answer", "not sent", "too late", "no answer"],
+)
+def test_a_kind_needs_no_more_than_an_exchange(
+    came_of_it: Answer | Exception, kind: OutcomeKind, left: bool, interrupted: bool
+) -> None:
+    canned = Canned(came_of_it)
+    outcome = send(OnlyFans("https://api.example.com", exchange=lambda *_, **__: canned))
+    assert (outcome.kind, outcome.left, outcome.interrupted) == (kind, left, interrupted)
+    assert canned.asked == [("POST", "/chats/send-message")]
 
 
 @pytest.mark.parametrize("fault", ["cut", "cut_before", "cut_midway", "garbage", "no_id"])

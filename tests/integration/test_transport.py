@@ -309,6 +309,21 @@ def test_a_connection_that_comes_too_late_for_its_call_serves_the_next(
     assert peer.connections == 1
 
 
+def test_a_connection_that_was_never_used_is_kept_until_the_upstream_is_tried_again(
+    slow: tuple[Peer, Transport], gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For longer than one that was used, which a server may be about to close."""
+    monkeypatch.setattr("workers.channels.http.transport.IDLE_S", -1.0)
+    peer, transport = slow
+    why_not(transport, timeout_s=0.2)
+    gate.open()
+    wait_for(lambda: bool(transport._idle))
+    assert send(transport) == b'{"id": 1}'
+    gate.open()
+    assert send(transport) == b'{"id": 2}'  # the first one has been used
+    assert peer.connections == 2
+
+
 def test_a_call_that_waits_takes_a_connection_that_another_no_longer_needs(
     slow: tuple[Peer, Transport], gate: Gate
 ) -> None:

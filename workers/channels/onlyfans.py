@@ -3,14 +3,14 @@
 import asyncio
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from workers.channels.base import Sender
-from workers.channels.http.exchange import Answer, NoAnswer, NotSent, TooLate
+from workers.channels.http.exchange import Answer, Exchange, NoAnswer, NotSent, TooLate
 from workers.channels.http.retry_after import http_date, retry_after_s
 from workers.channels.http.transport import Transport
 from workers.channels.http.upstream import Network, Upstream
@@ -45,11 +45,14 @@ class OnlyFans:
         idempotent: bool = False,
         connections: int = 64,
         network: Network | None = None,
+        exchange: Callable[..., Exchange] = Transport,
     ) -> None:
+        """exchange: makes the requests to an upstream; called with that and `connections`, how many to keep alive."""
         self.capabilities = Capabilities(idempotent=idempotent, history=True)
         self._api_key = api_key
         self._upstream = Upstream.at(base_url, network)
-        self._transport = Transport(self._upstream, connections=connections)
+        self._exchange = exchange
+        self._transport = exchange(self._upstream, connections=connections)
         self._names: dict[str, str] = {}
 
     async def send(self, claim: Claim, sender: Sender, *, start_by_s: float, timeout_s: float) -> Outcome:
@@ -88,7 +91,7 @@ class OnlyFans:
 
     def history(self, chat_id: str, sender: Sender, *, since_s: float, timeout_s: float) -> History:
         # On a loop of its own: to read a page of long messages takes time, and sends must not wait for it.
-        loop, transport = asyncio.new_event_loop(), Transport(self._upstream, connections=1)
+        loop, transport = asyncio.new_event_loop(), self._exchange(self._upstream, connections=1)
         reading = _Reading(transport, self._headers(sender), chat_id, since_s, monotonic_s() + timeout_s)
         try:
             loop.run_until_complete(self._read(reading, sender))
@@ -135,7 +138,7 @@ class _Reading:
     """One reading of a chat's history, page by page, newest first, until the entries are too old."""
 
     def __init__(
-        self, transport: Transport, headers: dict[str, str], chat_id: str, since_s: float, deadline_s: float
+        self, transport: Exchange, headers: dict[str, str], chat_id: str, since_s: float, deadline_s: float
     ) -> None:
         self._transport, self._headers = transport, headers
         self._chat_id, self._since_s, self._deadline_s = chat_id, since_s, deadline_s

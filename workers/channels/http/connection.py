@@ -49,9 +49,12 @@ class Call:
 
 
 class Connection:
-    """Serves one call at a time. To be used on its own loop only, but for `close` once that has stopped."""
+    """Serves one call at a time. To be used on its own loop only, but for `close` once that has stopped.
 
-    __slots__ = ("_call", "_fd", "_fresh", "_loop", "_sock", "_unwritten", "_writing", "closed", "idle_since_s")
+    fresh: the upstream has not answered anything on it yet.
+    """
+
+    __slots__ = ("_call", "_fd", "_loop", "_sock", "_unwritten", "_writing", "closed", "fresh", "idle_since_s")
 
     def __init__(self, sock: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
@@ -59,7 +62,7 @@ class Connection:
         self._call: Call | None = None
         self._unwritten = memoryview(b"")
         self._writing = False
-        self._fresh = True  # nothing has been answered yet
+        self.fresh = True
         self.closed = False
         self.idle_since_s = 0.0
         self._loop.add_reader(self._fd, self._on_readable)
@@ -169,7 +172,7 @@ class Connection:
     def _broken(self, error: OSError) -> NotSent | NoAnswer:
         """In TLS 1.3 a server looks at our certificate after we have begun to write. A server that ends the handshake
         over it has not read any of the request: it may not before."""
-        if self._fresh and isinstance(error, ssl.SSLError) and _OUR_CERTIFICATE.search(error.reason or ""):
+        if self.fresh and isinstance(error, ssl.SSLError) and _OUR_CERTIFICATE.search(error.reason or ""):
             return NotSent(f"the upstream does not accept our TLS certificate, or wants one ({error.reason})")
         return NoAnswer(f"{type(error).__name__}: {error}")
 
@@ -179,7 +182,7 @@ class Connection:
             incoming.feed(data)
         else:
             incoming.end()
-        self._fresh = False
+        self.fresh = False
         if incoming.begun and not begun:  # An upstream that answers before it has read everything gets the rest.
             self._linger(_DELIVER)
         if incoming.whole:

@@ -24,6 +24,9 @@ __all__ = ["IDLE_S", "MAX_ANSWER", "Answer", "Network", "NoAnswer", "NotSent", "
 IDLE_S = 3.0
 """A connection idle for longer is not used again. Servers close idle ones after 5 s (Node) to 75 s (nginx), and a
 request written into one that is just being closed has an unknown outcome."""
+FRESH_S = 15.0
+"""The same of a connection that has not been used yet. Servers wait longer for a first request: 20 s (Apache) to 60 s
+(nginx, Node). It must be longer than an upstream rests that could not be reached, or its next message starts anew."""
 DIAL_FOR_S = 30.0
 """A connection that takes longer to make, and longer than the call may take that it is made for, is given up."""
 LATE_DIALS = 4
@@ -98,7 +101,7 @@ class Transport(Exchange):
         self._belong_to(asyncio.get_running_loop())
         while self._idle:
             connection = self._idle.pop()
-            if monotonic_s() - connection.idle_since_s < IDLE_S and connection.is_quiet():
+            if not _has_expired(connection) and connection.is_quiet():
                 return connection
             connection.close()
         return None
@@ -165,8 +168,10 @@ class Transport(Exchange):
     def _sweep_out(self) -> None:
         """Close those that nobody will use again."""
         self._sweep = None
-        while self._idle and monotonic_s() - self._idle[0].idle_since_s >= IDLE_S:
-            self._idle.popleft().close()
+        expired = [connection for connection in self._idle if _has_expired(connection)]
+        for connection in expired:
+            self._idle.remove(connection)
+            connection.close()
         if self._idle:
             self._sweep = asyncio.get_running_loop().call_later(IDLE_S, self._sweep_out)
 
@@ -197,6 +202,10 @@ class Transport(Exchange):
     def _close_idle(self) -> None:
         while self._idle:
             self._idle.pop().close()
+
+
+def _has_expired(connection: Connection) -> bool:
+    return monotonic_s() - connection.idle_since_s >= (FRESH_S if connection.fresh else IDLE_S)
 
 
 async def _ended(tasks: Mapping[asyncio.Task[None], object]) -> None:
