@@ -24,6 +24,8 @@ MOST_WRONG = 100
 ACCOUNT_ID = r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,63}"
 LIMITS_LENGTH = 255
 NUMBER_CURSOR = r"^[1-9][0-9]{0,17}$"
+HEADER_TEXT = r"^[!-~]+$"
+HEADER_WORDS = "Must be letters, digits and punctuation of ASCII alone, without spaces or line breaks"
 MESSAGE_ID = r"^msg_[0-9A-HJKMNP-TV-Z]{26}$"
 IDS = {"message_id": MESSAGE_ID, "account_id": f"^{ACCOUNT_ID}$"}
 """What the ids in a path look like, by their names there."""
@@ -387,7 +389,11 @@ class Dismiss(Strict):
 
 
 class Credentials(Strict):
-    api_key = Text(data_key="apiKey", required=True, validate=[validate.Length(1, 1000), Matches(r"^[!-~]+$")])
+    api_key = Text(
+        data_key="apiKey",
+        required=True,
+        validate=[validate.Length(1, 1000), Matches(HEADER_TEXT, error=f"{HEADER_WORDS} ({HEADER_TEXT}).")],
+    )
 
 
 class AccountSettings(Strict):

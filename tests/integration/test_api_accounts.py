@@ -69,6 +69,16 @@ def test_an_account_that_makes_no_sense_is_400(ask: Ask, body: dict[str, Any], f
     assert field in wrong["details"]
 
 
+def test_a_refused_key_is_told_what_is_allowed(ask: Ask) -> None:
+    """Without its value, which is a secret."""
+    status, wrong = ask("PUT", "/accounts/shop-1", {"credentials": {"apiKey": "its key upstream"}})
+    assert status == 400
+    [words] = wrong["details"]["credentials"]["apiKey"]
+    assert words == (
+        "Must be letters, digits and punctuation of ASCII alone, without spaces or line breaks (^[!-~]+$)."
+    )
+
+
 SHOP = {"limits": "5/second", "displayName": "Shop", "credentials": {"apiKey": "old"}, "settings": {"trust5xx": True}}
 
 
