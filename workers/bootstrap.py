@@ -96,7 +96,7 @@ def build(settings: Settings, *, pool_size: int = 10, name: str = "paceline") ->
         api_key=settings.onlyfans_api_key,
         idempotent=settings.onlyfans_idempotent,
         connections=SENDERS,
-        network=_network(settings),
+        network=network(settings),
     )
     begin_at_zero([onlyfans.name])
     return Adapters(
@@ -111,7 +111,7 @@ def build(settings: Settings, *, pool_size: int = 10, name: str = "paceline") ->
     )
 
 
-def _network(settings: Settings) -> Network:
+def network(settings: Settings) -> Network:
     """How all upstreams are reached."""
     return Network(
         ca_file=settings.upstream_ca_file,

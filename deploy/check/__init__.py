@@ -5,7 +5,7 @@ It refuses (FAIL, exit code 1) what breaks a guarantee or stops the pipeline, an
 
 from collections.abc import Callable, Iterator
 
-from deploy.check import broker, postgres, redis
+from deploy.check import broker, postgres, redis, upstream
 from deploy.check import settings as consistency
 from deploy.check.rules import Finding, Level
 from workers.settings import Settings, problems
@@ -31,3 +31,4 @@ def findings() -> Iterator[Finding]:
     yield from postgres.findings(settings)
     yield from redis.findings(settings.redis_url)
     yield from broker.findings(settings)
+    yield from upstream.findings(settings)

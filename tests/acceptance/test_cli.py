@@ -12,6 +12,7 @@ import psycopg
 import pytest
 import sqlalchemy
 
+from deploy.sandbox import Sandbox
 from deploy.servers import Servers
 from tests.servers.debian import DebianServers
 
@@ -84,10 +85,18 @@ def test_the_api_refuses_to_start_without_a_secret(servers: Servers) -> None:
     assert "set exactly one of JWT_SECRET_KEY" in wrong.stderr
 
 
-def test_check_finds_all_in_order(servers: Servers | DebianServers) -> None:
-    found = paceline("check", JWT_SECRET_KEY=SECRET, **servers.environ)
+def test_check_finds_all_in_order(servers: Servers | DebianServers, upstream: Sandbox) -> None:
+    found = paceline("check", JWT_SECRET_KEY=SECRET, ONLYFANS_BASE_URL=upstream.url, **servers.environ)
     assert found.returncode == 0, found.stdout
     assert "FAIL" not in found.stdout
+
+
+def test_check_refuses_an_upstream_where_nobody_listens(servers: Servers | DebianServers) -> None:
+    environ = {**servers.environ, "JWT_SECRET_KEY": SECRET, "ONLYFANS_BASE_URL": "http://127.0.0.1:1"}
+    found = paceline("check", **environ)
+    assert found.returncode == 1
+    [line] = [line for line in found.stdout.splitlines() if line.startswith("FAIL")]
+    assert line.startswith("FAIL  upstream answers: http://127.0.0.1:1: cannot connect to")
 
 
 def test_check_names_each_fix() -> None:

@@ -3,7 +3,9 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +23,9 @@ from psycopg import sql
 from deploy import check
 from deploy.check import broker, postgres
 from deploy.check import redis as redis_rules
+from deploy.check import upstream as upstream_rules
 from deploy.check.rules import Finding, Level
+from deploy.sandbox import Sandbox
 from deploy.servers import Postgres, Servers
 from deploy.stack import free_port
 from workers.settings import Settings
@@ -404,12 +408,63 @@ def test_a_broker_that_is_not_there(at_home: Settings) -> None:
     assert (found.level, "cannot connect" in found.words) == (Level.FAIL, True)
 
 
+# The upstream
+
+
+def about_upstream(settings: Settings, base_url: str, **changes: object) -> Finding:
+    (found,) = upstream_rules.findings(replace(settings, onlyfans_base_url=base_url, **changes))
+    return found
+
+
+def test_an_upstream_that_answers_is_in_order(at_home: Settings, upstream: Sandbox) -> None:
+    found = about_upstream(at_home, upstream.url, onlyfans_api_key="key")
+    assert (found.level, found.words) == (Level.OK, upstream.url)
+
+
+def test_an_upstream_that_nobody_has_a_key_for_is_warned_of(at_home: Settings, upstream: Sandbox) -> None:
+    found = about_upstream(at_home, upstream.url)
+    assert found.level is Level.WARN
+    assert "ONLYFANS_API_KEY is not set" in found.words
+
+
+@pytest.mark.parametrize(
+    ("base_url", "says", "remedy"),
+    [
+        ("http://127.0.0.1:1", "cannot connect to", "correct ONLYFANS_BASE_URL, or see to the upstream"),
+        ("http://no..name", "cannot look up the name no..name", "correct the name in ONLYFANS_BASE_URL"),
+        ("https://127.0.0.1:{port}", "cannot connect to", "see whether ONLYFANS_BASE_URL is https"),
+    ],
+    ids=["nobody listens", "no such name", "no TLS there"],
+)
+def test_an_upstream_that_cannot_be_reached_is_refused(
+    at_home: Settings, upstream: Sandbox, base_url: str, says: str, remedy: str
+) -> None:
+    found = about_upstream(at_home, base_url.format(port=urlsplit(upstream.url).port), send_timeout_seconds=2.0)
+    assert found.level is Level.FAIL
+    assert says in found.words
+    assert remedy in found.words
+
+
+def test_an_upstream_that_does_not_speak_http_is_refused(at_home: Settings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def hang_up() -> None:
+            listening.accept()[0].close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        found = about_upstream(at_home, f"http://u:secret@127.0.0.1:{listening.getsockname()[1]}")
+    assert found.level is Level.FAIL
+    assert "no HTTP answer" in found.words
+    assert "secret" not in found.words
+
+
 # All of it
 
 
 def test_all_is_well_only_without_a_failure(
-    monkeypatch: pytest.MonkeyPatch, servers: Servers, at_home: Settings
+    monkeypatch: pytest.MonkeyPatch, servers: Servers, at_home: Settings, upstream: Sandbox
 ) -> None:
+    monkeypatch.setenv("ONLYFANS_BASE_URL", upstream.url)
     monkeypatch.setenv("DATABASE_URL", servers.database_url)
     monkeypatch.setenv("REDIS_URL", servers.redis_url)
     monkeypatch.setenv("JWT_SECRET_KEY", "a secret for tests, at least 32 bytes long")
