@@ -347,6 +347,23 @@ def test_a_retry_needs_no_body(
     assert answer.status_code == (415 if body and not content_type else 202)
 
 
+def test_a_redrive_of_many_takes_them_some_at_a_time_and_each_once(
+    redrive: Callable[..., dict[str, Any]], adapters: Adapters
+) -> None:
+    adapters.db.all("""
+        WITH dead AS (
+            INSERT INTO messages (id, account_id, recipient_id, priority, state, content, due_at, ended_at)
+            SELECT 'msg_' || lpad(n::text, 26, '0'), 'default', 'fan-' || n, 5, 'failed', 'x', now(), now()
+            FROM generate_series(1, 1234) n RETURNING id
+        )
+        INSERT INTO dead_letters (message_id, account_id, reason, error)
+        SELECT id, 'default', 'rejected', 'Not you again' FROM dead""")
+    assert redrive(dryRun=True) == {"matched": 1234, "expired": 0, "queued": 0}
+    assert redrive(words="again") == {"matched": 1234, "expired": 0, "queued": 1234}
+    assert queries.counts(adapters.db, None) == {"default": {"queued": 1234}}
+    assert redrive() == {"matched": 0, "expired": 0, "queued": 0}
+
+
 # --- dismissed ------------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,5 @@
 """What an admin does with dead letters: send one again, send many again, close one by hand."""
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -66,19 +65,31 @@ class Failures:
     ) -> Redrive:
         """Queue every failed message that matches again, behind fresh traffic of the same priority. Unknown outcomes
         only on request: sending one again may deliver it twice. Never those whose expiresAt has passed."""
-        matched = queries.failed(self.db, wanted, scope, include_unknown=include_unknown)
-        going = [failed for failed in matched if not failed.expired]
-        expired = len(matched) - len(going)
-        done_at = self._done_at(going)
+        found = queries.failed(self.db, wanted, scope, include_unknown=include_unknown)
+        matched, expired = sum(share.n for share in found), sum(share.expired for share in found)
+        done_at = self._done_at(found)
         queued = 0
         if not dry_run:
-            ids = [failed.message_id for failed in going]
-            for start in range(0, len(ids), BATCH):
-                queued += len(failures.retry(self.db, ids[start : start + BATCH], by, redriven=True))
-            log.info("messages_redriven", matched=len(matched), expired=expired, queued=queued, by=by.subject)
-            for account_id in {failed.account_id for failed in going}:
-                self.wakeups.try_wake(account_id)
-        return Redrive(len(matched), expired, queued, done_at)
+            # None that fails meanwhile: it would be sent again and again for as long as this takes.
+            last_id = max((share.last_id for share in found), default=0)
+            queued = self._queue_again(wanted, scope, by, include_unknown=include_unknown, last_id=last_id)
+            log.info("messages_redriven", matched=matched, expired=expired, queued=queued, by=by.subject)
+            for share in found:
+                if share.going:
+                    self.wakeups.try_wake(share.account_id)
+        return Redrive(matched, expired, queued, done_at)
+
+    def _queue_again(
+        self, wanted: FailureFilter, scope: Scope, by: Actor, *, include_unknown: bool, last_id: int
+    ) -> int:
+        """Queue what matches, up to a dead letter, some at a time: there may be a million. Returns how many it were."""
+        queued = after = 0
+        while batch := queries.failed_ids(
+            self.db, wanted, scope, include_unknown=include_unknown, after=after, up_to=last_id, limit=BATCH
+        ):
+            queued += len(failures.retry(self.db, [message_id for _, message_id in batch], by, redriven=True))
+            after, _ = batch[-1]
+        return queued
 
     def dismiss(self, message_id: str, reason: str, *, scope: Scope, by: Actor) -> None:
         """Close a failure of any kind unsent: the message is cancelled. Raises NotFound and Conflict (not failed)."""
@@ -98,22 +109,19 @@ class Failures:
         messages_processed.labels("sent").inc()
         log.info("message_resolved", message_id=message_id, account_id=row["account_id"], by=by.subject)
 
-    def _done_at(self, matched: Iterable[Failed]) -> datetime | None:
-        """When the last of these goes, account by account, once all are queued again: behind whatever is more urgent,
-        fresh messages of their own priority included."""
+    def _done_at(self, found: Iterable[Failed]) -> datetime | None:
+        """When the last of these goes, account by account, once all that may be are queued again: behind whatever is
+        more urgent, fresh messages of their own priority included."""
         now = datetime.now(UTC)
-        sizes: Counter[str] = Counter()
-        least: dict[str, int] = {}
-        for failed in matched:
-            sizes[failed.account_id] += 1
-            least[failed.account_id] = min(failed.priority, least.get(failed.account_id, failed.priority))
-        standings = accounts.standings(self.db, sizes)
+        shares = {share.account_id: share for share in found if share.going}
+        standings = accounts.standings(self.db, shares)
         asked = [(s.account, s.account.limits_in_force(self.default_limits)) for s in standings.values()]
         last = []
         for standing, (account, limits), (view, latency_s) in zip(
             standings.values(), asked, look_at_all(self.tokens, self.wakeups, asked), strict=True
         ):
-            position = standing.ahead(least[account.id], redriven=True) + sizes[account.id]
+            share = shares[account.id]
+            position = standing.ahead(share.least or 1, redriven=True) + share.going
             [promise] = estimate(
                 account,
                 limits,

@@ -193,7 +193,7 @@ class Submitter:
             raise InvalidMessage({"messages": [f"{words} Send at most {most} at once."]})
         [[gone]] = self._estimate([(standing, [Place(max(1, min(excess, depth)))])], now)
         if gone.at is None:
-            raise QueueFull(account.id, depth, most, RETRY_UNKNOWN_S, more=more, why=_no_forecast(account))
+            raise QueueFull(account.id, depth, most, RETRY_UNKNOWN_S, more=more, why=_no_forecast(account, gone))
         raise QueueFull(account.id, depth, most, max(1.0, (gone.at - now).total_seconds()), more=more)
 
     def _estimate(self, wanted: Sequence[tuple[Standing, Sequence[Place]]], now: datetime) -> list[list[Estimate]]:
@@ -216,11 +216,14 @@ class Submitter:
         ]
 
 
-def _no_forecast(account: Account) -> str:
+def _no_forecast(account: Account, gone: Estimate) -> str:
     """Why nobody can say when a message of the account will go."""
-    if account.paused_s == float("inf"):
-        reason = f" ({account.pause_reason})" if account.pause_reason else ""
-        return f"It is paused{reason}: there will be no room before somebody resumes it or cancels messages"
+    match gone.blocked_by:
+        case BlockedBy.PAUSED:
+            reason = f" ({account.pause_reason})" if account.pause_reason else ""
+            return f"It is paused{reason}: there will be no room before somebody resumes it or cancels messages"
+        case BlockedBy.UPSTREAM:
+            return "Its upstream is unavailable: there will be no room before that answers again"
     return "Nobody can say when there will be room: its tokens are unknown at the moment"
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, false, func, select
+from sqlalchemy import ColumnElement, Select, and_, false, func, not_, select
 
 from workers.domain.retry import DeadLetterReason
 from workers.domain.state import State
@@ -98,31 +98,54 @@ def failures(db: Database, wanted: FailureFilter, scope: Scope, limit: int, offs
 
 
 class Failed(NamedTuple):
-    """A message that was given up. expired: its expiresAt has passed meanwhile."""
+    """How many messages of an account were given up. expired: those of them whose expiresAt has passed meanwhile.
+    least: the lowest priority of the others; None if there are none. last_id: the latest of their dead letters."""
 
-    message_id: str
     account_id: str
-    priority: int
-    expired: bool
+    n: int
+    expired: int
+    least: int | None
+    last_id: int
+
+    @property
+    def going(self) -> int:
+        """How many may still be sent."""
+        return self.n - self.expired
+
+
+_EXPIRED = func.coalesce(Message.expires_at <= func.now(), false())
 
 
 def failed(db: Database, wanted: FailureFilter, scope: Scope, *, include_unknown: bool) -> list[Failed]:
-    """The message of every open dead letter that matches, oldest failure first."""
-    conditions = _failure_conditions(wanted, scope)
-    if not include_unknown:
-        conditions.append(DeadLetter.reason != str(DeadLetterReason.OUTCOME_UNKNOWN))
+    """What matches of the open dead letters, account by account."""
     query = (
         select(
-            DeadLetter.message_id,
             DeadLetter.account_id,
-            Message.priority,
-            func.coalesce(Message.expires_at <= func.now(), false()).label("expired"),
+            func.count().label("n"),
+            func.count().filter(_EXPIRED).label("expired"),
+            func.min(Message.priority).filter(not_(_EXPIRED)).label("least"),
+            func.max(DeadLetter.id).label("last_id"),
         )
         .join(Message, Message.id == DeadLetter.message_id)
-        .where(and_(*conditions))
-        .order_by(DeadLetter.id)
+        .where(and_(*_redrive_conditions(wanted, scope, include_unknown)))
+        .group_by(DeadLetter.account_id)
     )
     return [Failed(**row) for row in db.select(query)]
+
+
+def failed_ids(
+    db: Database, wanted: FailureFilter, scope: Scope, *, include_unknown: bool, after: int, up_to: int, limit: int
+) -> list[tuple[int, str]]:
+    """(dead letter, message) of the next of those that match and may still be sent, oldest failure first."""
+    query = (
+        select(DeadLetter.id, DeadLetter.message_id)
+        .join(Message, Message.id == DeadLetter.message_id)
+        .where(and_(*_redrive_conditions(wanted, scope, include_unknown), not_(_EXPIRED)))
+        .where(DeadLetter.id > after, DeadLetter.id <= up_to)
+        .order_by(DeadLetter.id)
+        .limit(limit)
+    )
+    return [(row["id"], row["message_id"]) for row in db.select(query)]
 
 
 def dead_letters(db: Database, message_id: str) -> list[Row]:
@@ -231,4 +254,11 @@ def _failure_conditions(wanted: FailureFilter, scope: Scope) -> list[ColumnEleme
         conditions.append(DeadLetter.failed_at >= wanted.since)
     if wanted.until is not None:
         conditions.append(DeadLetter.failed_at < wanted.until)
+    return conditions
+
+
+def _redrive_conditions(wanted: FailureFilter, scope: Scope, include_unknown: bool) -> list[ColumnElement[bool]]:
+    conditions = _failure_conditions(wanted, scope)
+    if not include_unknown:
+        conditions.append(DeadLetter.reason != str(DeadLetterReason.OUTCOME_UNKNOWN))
     return conditions
