@@ -13,8 +13,10 @@ from tests.bench.processes import cpu_s
 from workers.bootstrap import build
 from workers.store.messages import fold_tallies
 
+# Each with a key of its own, and so with a budget of its own; unencrypted, because a key's encryption is not measured.
 _ACCOUNTS = """
-INSERT INTO accounts (id, limits) SELECT 'account-' || n, %(limits)s FROM generate_series(0, %(accounts)s - 1) AS n
+INSERT INTO accounts (id, limits, api_key) SELECT 'account-' || n, %(limits)s, 'account-' || n
+FROM generate_series(0, %(accounts)s - 1) AS n
 ON CONFLICT (id) DO UPDATE SET limits = EXCLUDED.limits
 """
 
@@ -48,6 +50,7 @@ class Ours:
     def open_accounts(self, accounts: int, limits: str | None = None) -> None:
         """account-0, account-1, …, all of their tokens free."""
         self._adapters.db.all(_ACCOUNTS, {"accounts": accounts, "limits": limits})
+        self._adapters.db.transaction(lambda c: self._adapters.budgets().settle(c, "account-0"))
         self._accounts = [f"account-{n}" for n in range(accounts)]
         for account in self._accounts:
             self._adapters.tokens.open_new(account)

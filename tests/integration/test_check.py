@@ -82,6 +82,7 @@ def done(url: str, do: str, undo: str) -> Iterator[None]:
                 connection.execute(statement)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("adapters")  # which empty it of other tests' accounts
 def test_a_server_as_it_comes_is_in_order(at_home: Settings) -> None:
     found = list(postgres.findings(at_home))
     assert len(found) >= 12

@@ -10,8 +10,8 @@ from workers.credentials import Vault
 from workers.domain.actor import Action, Actor
 from workers.domain.budgets import Change
 from workers.domain.errors import Conflict, NotFound, Unreadable
-from workers.services.budgets import Budgets
-from workers.store import accounts, audit, budgets
+from workers.services.budgets import Budgets, announce
+from workers.store import accounts, audit, budgets, messages
 from workers.store.accounts import Account
 from workers.store.queries import Scope
 from workers.store.session import Connection, Database
@@ -83,15 +83,17 @@ class Accounts:
         return self.get(account_id)
 
     def resume(self, account_id: str, *, by: Actor) -> Account:
-        """Let its messages go on: a pause ends, and so do a cooldown and a rest, for all accounts on the same budget.
-        Raises NotFound."""
+        """Let its messages go on: its pause ends. So do the cooldown and the rests (those of lines too) of all accounts
+        on the same budget. Raises NotFound."""
 
         def work(c: Connection) -> list[str]:
             if not accounts.resume(c, account_id):
                 raise NotFound(f"No account {account_id}")
             audit.note(c, by, Action.RESUME, account_id)
             accounts.open_again(c, account_id)
-            return accounts.lift_cooldown(c, account_id)
+            together = accounts.lift_cooldown(c, account_id)
+            messages.end_line_rests(c, together)
+            return together
 
         together = self.db.transaction(work)
         log.info("account_resumed", account_id=account_id, by=by.subject)
@@ -129,13 +131,14 @@ class Accounts:
     def _change(self, account_id: str, wanted: Mapping[str, Any], action: Action, by: Actor, scope: Scope) -> Account:
         sealed = self.vault.seal(wanted["api_key"]) if wanted.get("api_key") else None
 
-        def work(c: Connection) -> tuple[Account, bool, Change | None]:
+        def work(c: Connection) -> tuple[Account, bool, list[Change]]:
             budgets.lock(c)
             before = accounts.get(c, account_id)
             if before is None and action is Action.PATCH_ACCOUNT:
                 raise NotFound(f"No account {account_id}")
+            changes: list[Change] = []
             if before and before.credential is None:
-                self.budgets.settle(c, account_id)  # so that what it sent under its old key is remembered
+                changes += self.budgets.settle(c, account_id)  # so that what it sent under its old key is remembered
             created = accounts.put(
                 c,
                 account_id,
@@ -147,17 +150,18 @@ class Accounts:
                 clear_key="api_key" in wanted and sealed is None,
             )
             keeps = before is not None and self._keeps_credential(before, wanted)
-            change = self.budgets.settle(c, account_id, sends_already=keeps)
+            changes += self.budgets.settle(c, account_id, sends_already=keeps)
             account = accounts.get(c, account_id)
             assert account is not None, "it has just been written"
             if not keeps or (before and self._limits(before) != self._limits(account)):
                 self._check_limits(account, accounts.beside(c, account_id), scope)
             _note(c, by, action, before, account, wanted)
-            return account, created, change
+            return account, created, changes
 
-        account, created, change = self.db.transaction(work)
+        account, created, changes = self.db.transaction(work)
         log.info("account_changed", account_id=account_id, created=created, limits=_written(account), by=by.subject)
-        self._tell_tokens(account, created, change)
+        announce(changes)
+        self._tell_tokens(account, created, changes)
         self.wakeups.try_wake(account_id)
         return account
 
@@ -176,7 +180,7 @@ class Accounts:
     def _check_limits(self, account: Account, others: Sequence[Account], scope: Scope) -> None:
         """Raises Conflict if the other accounts under the same credential have other limits. If they differ among
         themselves, any of them will do: so accounts can be brought together one after the other."""
-        theirs = {str(self._limits(other)): other.id for other in others}
+        theirs = dict.fromkeys(str(self._limits(other)) for other in others)
         if not theirs or str(self._limits(account)) in theirs:
             return
         named = [id_ for id_ in (other.id for other in others) if scope is None or id_ in scope]
@@ -185,10 +189,10 @@ class Accounts:
             f"{' and '.join(theirs)}. Give this account these limits, or a key of its own (credentials.apiKey)"
         )
 
-    def _tell_tokens(self, account: Account, created: bool, change: Change | None) -> None:
+    def _tell_tokens(self, account: Account, created: bool, changes: Sequence[Change]) -> None:
         """A new account has no past, so its tokens need no rebuild. A new budget for accounts that have one does."""
         try:
-            if change and change.is_new:
+            if any(change.is_new for change in changes):
                 self.tokens.report_loss()
             elif created and account.budget == account.id:
                 self.tokens.open_new(account.budget)

@@ -6,7 +6,7 @@ drain's look also covers accounts that an older version made, and a changed ONLY
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -47,23 +47,24 @@ class Budgets:
         if not names or account.credential in names:
             return account
 
-        def work(c: Connection) -> Account:
+        def work(c: Connection) -> tuple[Account | None, list[Change]]:
             budgets.lock(c)
             now = accounts.get(c, account.id)
-            assert now is not None, "accounts are never deleted"
-            if now.sealed_key != account.sealed_key or now.credential in names:
-                return now  # changed, or settled by another drain, while this one waited for the lock
-            self.settle(c, account.id)
-            return accounts.get(c, account.id) or now
+            if now is None or now.sealed_key != account.sealed_key or now.credential in names:
+                return now, []  # changed, or settled by another drain, while this one waited for the lock
+            changes = self.settle(c, account.id)
+            return accounts.get(c, account.id), changes
 
-        return self.db.transaction(work)
+        now, changes = self.db.transaction(work)
+        announce(changes)
+        return now or account
 
-    def settle(self, c: Connection, account_id: str, *, sends_already: bool = True) -> Change | None:
+    def settle(self, c: Connection, account_id: str, *, sends_already: bool = True) -> list[Change]:
         """Choose the budget of this account's credential, and of any that has no budget yet. Within the transaction
         that changed the account, under `budgets.lock`.
 
-        sends_already: whether the account has sent under its credential. Returns the change for its credential; None if
-        there is none, or if this process cannot read the credential.
+        sends_already: whether the account has sent under its credential. Returns what it changed. An account whose key
+        this process cannot read stays as it is.
         """
         rows = {row["id"]: row for row in budgets.holders(c)}
         found = [holder for row in rows.values() if (holder := self._holder(row, account_id, sends_already))]
@@ -71,11 +72,7 @@ class Budgets:
         cooldowns = [_cooldown_until(change, rows) for change in changes]
         if changes:
             budgets.draw_on(c, changes, cooldowns, forget_after_s=REMEMBERED_S)
-        for change in changes:
-            if change.is_new or len(change.holders) > 1:
-                together = [holder.account_id for holder in change.holders]
-                log.info("budget_chosen", budget=change.budget, accounts=together, is_new=change.is_new)
-        return next((change for change in changes if account_id in {h.account_id for h in change.holders}), None)
+        return changes
 
     def _holder(self, row: Row, account_id: str, sends_already: bool) -> Holder | None:
         """None for an account of which nothing can be said here: its budget is chosen by a process that has its key."""
@@ -96,6 +93,14 @@ class Budgets:
             settled=known in names,
             sends_already=sends_already or not is_asked_for,
         )
+
+
+def announce(changes: Iterable[Change]) -> None:
+    """Log what has been committed, but not of each account that is alone and keeps its budget."""
+    for change in changes:
+        if change.is_new or len(change.holders) > 1:
+            together = [holder.account_id for holder in change.holders]
+            log.info("budget_chosen", budget=change.budget, accounts=together, is_new=change.is_new)
 
 
 def _new_name(account_id: str) -> str:

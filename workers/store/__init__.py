@@ -6,5 +6,6 @@ messages      a message on its way: accept, claim, record, rescue
 failures      dead letters and what an admin does with them
 accounts      accounts and their limits, pauses and cooldowns
 epochs        which Redis server gives out the tokens
+budgets       which account draws on which budget, and which budgets a credential had before
 queries       what people ask: lists, counts, one message whole
 """

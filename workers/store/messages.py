@@ -525,6 +525,17 @@ def defer(c: Connection, claim: Claim, outcome: Outcome, reason: DeferralReason,
     _move(c, _DEFER, claim, outcome, counted=False, deferral=str(reason), delay_s=delay_s, throttled=throttled)
 
 
+_END_LINE_RESTS = """
+UPDATE messages SET due_at = throttled_at
+WHERE account_id = ANY(%(account_ids)s::text[]) AND state = 'queued' AND throttles > 0 AND due_at > now()
+"""
+
+
+def end_line_rests(c: Connection, account_ids: Sequence[str]) -> None:
+    """Let lines of these accounts that rest because they were throttled go on at once."""
+    c.all(_END_LINE_RESTS, {"account_ids": list(account_ids)})
+
+
 _TAKE_BACK = """
 WITH closed AS (
     UPDATE attempts SET outcome = 'failed', ended_at = clock_timestamp(), counted = false, spent = false,
