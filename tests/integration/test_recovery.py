@@ -5,7 +5,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -23,8 +23,18 @@ from workers.channels.base import Sender
 from workers.channels.onlyfans import OnlyFans
 from workers.credentials import Vault
 from workers.domain.errors import StoreUnavailable
-from workers.domain.outcome import Outcome, OutcomeKind
-from workers.domain.retry import LOOKUPS, Bury, DeadLetterReason, Defer, DeferralReason, MarkSent
+from workers.domain.outcome import Blame, Outcome, OutcomeKind
+from workers.domain.retry import (
+    LOOKUPS,
+    VERIFY_AFTER_S,
+    AwaitVerification,
+    Bury,
+    DeadLetterReason,
+    Defer,
+    DeferralReason,
+    MarkSent,
+    ScheduleRetry,
+)
 from workers.presence import Presence, living
 from workers.services import recovery
 from workers.services.dispatch import WIDTH, Dispatcher, drain_name
@@ -519,6 +529,77 @@ def test_without_idempotency_and_history_a_person_must_decide(
     (dead,) = queries.dead_letters(adapters.db, receipt.message_id)
     assert dead["reason"] == "outcome_unknown"
     assert upstream.summary()["accepted"] == 1
+
+
+@pytest.fixture(params=["refuses", "503", "429"])
+def go_away(request: pytest.FixtureRequest, upstream: Sandbox) -> Iterator[Callable[[bool], None]]:
+    """Takes the upstream away, in one of the ways in which it says so, and brings it back."""
+
+    def go(away: bool) -> None:
+        if request.param == "refuses":
+            (upstream.stop if away else upstream.start)()
+        else:
+            upstream.away = Fault("status", status=int(request.param), retry_after_s=1) if away else None
+
+    yield go
+    if request.param == "refuses":
+        upstream.stop()
+        upstream.start()
+
+
+def test_lookups_of_an_upstream_that_is_away_burn_nothing(
+    with_settings: Callable[..., Adapters], upstream: Sandbox, go_away: Callable[[bool], None]
+) -> None:
+    adapters = with_settings(onlyfans_idempotent=False)
+    receipt = adapters.submitter().submit({"recipient_id": "cut-1", "content": "x"}, "default", by=ALICE)
+    adapters.dispatcher(worker=1).drain("default")
+    go_away(True)
+    for _ in range(2 * LOOKUPS):
+        assert look_up(adapters) == 1
+        assert state(adapters, receipt) == "verifying"
+    assert adapters.db.all("SELECT lookups FROM messages") == [{"lookups": 0}]
+    go_away(False)
+    look_up(adapters)
+    assert state(adapters, receipt) == "sent"
+    assert upstream.summary()["accepted"] == 1
+
+
+def test_what_expires_is_not_looked_up_while_the_upstream_may_still_work_on_it(
+    adapters: Adapters, submit: Submit
+) -> None:
+    """Its connection was cut at once; by the attempt's deadline, and two seconds later, the history must show it."""
+    receipt = submit("fan-1", expires_at=datetime.now(UTC) + timedelta(hours=1))
+    claim = claim_one(adapters)
+    cut = Outcome(OutcomeKind.UNKNOWN, Blame.UPSTREAM, error="cut")
+    adapters.db.transaction(lambda c: settle(c, [Settlement(claim, cut, ScheduleRetry(0.0))]))
+    adapters.db.all("UPDATE messages SET expires_at = now()")
+    assert expire(adapters.db, adapters.wakeups) == 0
+    assert state(adapters, receipt) == "verifying"
+    assert waits_for_the_deadline_s(adapters, receipt) == VERIFY_AFTER_S
+
+
+def test_one_refused_after_a_cut_is_not_looked_up_while_the_upstream_may_still_work_on_the_first_request(
+    adapters: Adapters, submit: Submit
+) -> None:
+    receipt = submit("fan-1")
+    cut = Outcome(OutcomeKind.UNKNOWN, Blame.UPSTREAM, error="cut")
+    refused = Outcome(OutcomeKind.REJECTED, Blame.MESSAGE, http_status=400, error="no")
+    for outcome, decision in ((cut, ScheduleRetry(0.0)), (refused, AwaitVerification(VERIFY_AFTER_S))):
+        claim = claim_one(adapters)
+        adapters.db.transaction(lambda c: settle(c, [Settlement(claim, outcome, decision)]))  # noqa: B023
+        adapters.db.all("UPDATE attempts SET deadline_at = started_at + interval '1 hour' WHERE number = 1")
+    assert waits_for_the_deadline_s(adapters, receipt) == VERIFY_AFTER_S
+
+
+def waits_for_the_deadline_s(adapters: Adapters, receipt: Receipt) -> float:
+    """How long after the deadline of its doubtful attempt a message is to be looked up."""
+    found = adapters.db.one(
+        "SELECT extract(epoch FROM m.due_at - a.deadline_at)::float8 AS wait_s"
+        " FROM messages m JOIN attempts a ON a.message_id = m.id AND a.outcome = 'unknown' WHERE m.id = %(id)s",
+        {"id": receipt.message_id},
+    )
+    assert found is not None
+    return found["wait_s"]
 
 
 def test_what_may_have_arrived_is_neither_cancelled_nor_expired_unseen(

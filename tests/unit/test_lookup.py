@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.domain.lookup import Author, Entry, Evidence, History, compare, same_text
+from workers.domain.lookup import Author, Entry, Evidence, Finding, History, compare, same_text
 from workers.domain.message import Claim
 
 
@@ -83,3 +83,5 @@ def test_a_history_that_is_not_whole_proves_presence_but_not_absence() -> None:
     torn = History((entry("Hello"),), error="timed out")
     assert compare(torn, claim("Hello"), frozenset()).evidence is Evidence.FOUND
     assert compare(torn, claim("Hello"), frozenset({"up_1"})).evidence is Evidence.UNAVAILABLE
+    away = History(error="connection refused", away=True)
+    assert compare(away, claim("Hello"), frozenset()) == Finding(Evidence.AWAY, error="connection refused")

@@ -233,9 +233,11 @@ def test_nothing_that_may_have_arrived_is_called_refused_or_exhausted(
 # --- lookups
 
 
-def after(evidence: Evidence, tries: int = 1, lookups: int = 1, is_anothers: bool = False) -> LookupDecision:
+def after(
+    evidence: Evidence, tries: int = 1, lookups: int = 1, is_anothers: bool = False, doubt_s: float | None = None
+) -> LookupDecision:
     found = Finding(evidence, upstream_id="u", error="why")
-    return decide_lookup(found, claim(tries), lookups, POLICY, is_anothers=is_anothers)
+    return decide_lookup(found, claim(tries, doubt_s=doubt_s), lookups, POLICY, is_anothers=is_anothers)
 
 
 def test_found_is_sent_and_absent_goes_again() -> None:
@@ -255,6 +257,14 @@ def test_what_proves_nothing_is_asked_again_and_then_left_to_a_person(evidence: 
     follows = after(evidence, lookups=LOOKUPS)
     assert isinstance(follows, GiveUp)
     assert (follows.reason, "why" in follows.error) == (DeadLetterReason.OUTCOME_UNKNOWN, True)
+
+
+@pytest.mark.parametrize(("doubt_s", "delay_s"), [(None, 5), (2, 5), (40, 10), (1200, 300), (90_000, 300)])
+def test_an_upstream_that_is_away_costs_no_lookup_and_is_asked_more_and_more_rarely(
+    doubt_s: float | None, delay_s: float
+) -> None:
+    for lookups in (1, LOOKUPS, 10 * LOOKUPS):
+        assert after(Evidence.AWAY, lookups=lookups, doubt_s=doubt_s) == LookAgain(delay_s, counted=False)
 
 
 def test_what_may_be_another_message_of_the_same_text_proves_nothing() -> None:

@@ -96,10 +96,12 @@ class OnlyFans:
         try:
             loop.run_until_complete(self._read(reading, sender))
             return reading.history()
-        except (NotSent, NoAnswer) as error:
+        except NotSent as error:
+            return reading.history(_plain(error), away=True)
+        except NoAnswer as error:
             return reading.history(_plain(error))
         except _Unusable as error:
-            return reading.history(str(error))
+            return reading.history(str(error), away=isinstance(error, _Away))
         except Exception as error:  # only its kind: its words may quote other people's messages
             return reading.history(f"unreadable history: {type(error).__name__}")
         finally:
@@ -132,6 +134,10 @@ class OnlyFans:
 
 class _Unusable(Exception):
     """The history cannot prove anything; the words say why."""
+
+
+class _Away(_Unusable):
+    """The upstream serves nobody just now, or asks to be left alone for a while."""
 
 
 class _Reading:
@@ -174,7 +180,8 @@ class _Reading:
             "GET", path, headers=self._headers, timeout_s=left_s, max_answer=_MAX_PAGE
         )
         if answer.status != 200:
-            raise _Unusable(f"HTTP {answer.status}: {_words(answer)}")
+            is_away = answer.status == 429 or (answer.status == 503 and retry_after_s(answer.headers) is not None)
+            raise (_Away if is_away else _Unusable)(f"HTTP {answer.status}: {_words(answer)}")
         self._now = http_date(answer.headers.get("Date", "").strip())
         return _json_object(answer.body)
 
@@ -192,9 +199,9 @@ class _Reading:
             self.authors.append(_author(entry))
         return False
 
-    def history(self, error: str | None = None) -> History:
+    def history(self, error: str | None = None, *, away: bool = False) -> History:
         pairs = zip(self._entries, self.authors, strict=True)
-        return History(tuple(replace(entry, author=self._role(author)) for entry, author in pairs), error)
+        return History(tuple(replace(entry, author=self._role(author)) for entry, author in pairs), error, away)
 
     def _role(self, author: str | None) -> Author:
         if author is None:

@@ -36,10 +36,11 @@ class Entry:
 @dataclass(frozen=True, slots=True)
 class History:
     """The entries of a chat since the first attempt that may have arrived. error: why they are not all there; what is
-    there still counts as a proof of presence."""
+    there still counts as a proof of presence. away: they are not, because the upstream serves nobody just now."""
 
     entries: tuple[Entry, ...] = ()
     error: str | None = None
+    away: bool = False
 
 
 class Evidence(StrEnum):
@@ -50,6 +51,8 @@ class Evidence(StrEnum):
     UNCLEAR = "unclear"
     """There are entries that may be the message, and nothing proves that they are or are not."""
     UNAVAILABLE = "unavailable"
+    AWAY = "away"
+    """The upstream serves nobody just now: the lookup is yet to be made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ def compare(history: History, claim: Claim, others: frozenset[str]) -> Finding:
     if unexplained:
         return Finding(Evidence.UNCLEAR, error=UNEXPLAINED)
     if history.error is not None:
-        return Finding(Evidence.UNAVAILABLE, error=history.error)
+        return Finding(Evidence.AWAY if history.away else Evidence.UNAVAILABLE, error=history.error)
     return Finding(Evidence.ABSENT)
 
 

@@ -98,7 +98,10 @@ class SendAgain:
 
 @dataclass(frozen=True, slots=True)
 class LookAgain:
+    """counted: whether it counts as one of the `LOOKUPS`."""
+
     delay_s: float
+    counted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +203,9 @@ def decide_lookup(
             return SendAgain()
         case Evidence.ABSENT:
             return GiveUp(DeadLetterReason.RETRIES_EXHAUSTED, "the upstream's history shows that no attempt arrived")
+        case Evidence.AWAY:  # waiting burns nothing; the longer the doubt has lasted, the more rarely it asks
+            doubt_s = (claim.doubt_s or 0.0) / 4
+            return LookAgain(min(max(doubt_s, FIRST_REST_S), LONGEST_REST_S), counted=False)
     if lookups < LOOKUPS:
         return LookAgain(backoff_s(lookups, LOOKUP_RETRY))
     why = "it may be another message of the same text" if is_anothers else finding.error

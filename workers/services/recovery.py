@@ -328,8 +328,8 @@ class _Verifier:
                 messages.confirm_sent(c, claim, upstream_id)
             case SendAgain():
                 messages.confirm_absent(c, claim)
-            case LookAgain(delay_s):
-                messages.look_again(c, claim, delay_s)
+            case LookAgain(delay_s, counted):
+                messages.look_again(c, claim, delay_s, counted=counted)
             case GiveUp(reason, error):
                 messages.bury_unverified(c, claim, reason, error)
         return decision

@@ -32,7 +32,7 @@ from workers.domain.errors import StaleClaim
 from workers.domain.lookup import same_text
 from workers.domain.message import Claim, Line, NewMessage
 from workers.domain.outcome import Outcome
-from workers.domain.retry import DeadLetterReason, DeferralReason
+from workers.domain.retry import VERIFY_AFTER_S, DeadLetterReason, DeferralReason
 from workers.encoding import as_json
 from workers.store import audit
 from workers.store.session import Connection, Database, Row, is_race
@@ -555,6 +555,12 @@ def take_back(c: Connection, tokens: Sequence[str], worker: int) -> int:
     return len(c.all(_TAKE_BACK, {"tokens": list(tokens), "worker": worker})) if tokens else 0
 
 
+# When the history must show each attempt of the message that may have arrived: until an attempt's deadline the upstream
+# may work on it, even if its connection was cut.
+_SEEN_BY = """(
+    SELECT max(a.deadline_at) + %(verify_after_s)s * interval '1 second' FROM attempts a
+    WHERE a.message_id = m.id AND a.counted AND a.outcome = 'unknown' AND a.number > m.attempts - m.tries)"""
+
 # Of an attempt that was withheld nothing is counted: its number goes to the next one.
 _UNCOUNTED = "attempts = m.attempts - (NOT %(counted)s)::int, tries = m.tries - (NOT %(counted)s)::int"
 
@@ -579,7 +585,7 @@ def bury(c: Connection, claim: Claim, outcome: Outcome, reason: DeadLetterReason
 _AWAIT_VERIFICATION = f"""
 WITH {_CLOSE_ATTEMPT}
 UPDATE messages m SET state = 'verifying', lookups = 0, {_UNCOUNTED}, {_REFUSALS},
-    due_at = clock_timestamp() + %(delay_s)s * interval '1 second'
+    due_at = greatest(clock_timestamp() + %(delay_s)s * interval '1 second', {_SEEN_BY})
 FROM closed WHERE m.id = closed.message_id AND m.state || '' = 'sending' AND m.attempts = %(attempt)s
 RETURNING m.id
 """
@@ -589,7 +595,7 @@ def await_verification(c: Connection, claim: Claim, outcome: Outcome, delay_s: f
     """Nobody knows whether it arrived: look it up after `delay_s`."""
     _move(
         c, _AWAIT_VERIFICATION, claim, outcome,
-        counted=not outcome.withheld, deferral=_withheld(outcome), delay_s=delay_s,
+        counted=not outcome.withheld, deferral=_withheld(outcome), delay_s=delay_s, verify_after_s=VERIFY_AFTER_S,
     )  # fmt: skip
 
 
@@ -796,15 +802,16 @@ def confirm_absent(c: Connection, claim: Claim) -> None:
 
 
 _LOOK_AGAIN = """
-UPDATE messages SET due_at = clock_timestamp() + %(delay_s)s * interval '1 second'
+UPDATE messages SET due_at = clock_timestamp() + %(delay_s)s * interval '1 second',
+    lookups = lookups - (NOT %(counted)s)::int
 WHERE id = %(message_id)s AND state || '' = 'verifying' AND attempts = %(attempt)s
 RETURNING id
 """
 
 
-def look_again(c: Connection, claim: Claim, delay_s: float) -> None:
-    """The history could not be asked: once more in `delay_s`."""
-    params = {"message_id": claim.message_id, "attempt": claim.attempt, "delay_s": delay_s}
+def look_again(c: Connection, claim: Claim, delay_s: float, *, counted: bool = True) -> None:
+    """The history proved nothing, or could not even be asked (then it is not `counted`): once more in `delay_s`."""
+    params = {"message_id": claim.message_id, "attempt": claim.attempt, "delay_s": delay_s, "counted": counted}
     if not c.all(_LOOK_AGAIN, params):
         raise StaleClaim(claim.message_id, claim.attempt)
 
@@ -864,7 +871,7 @@ DOUBTFUL = """
 """
 
 _VERIFY_EXPIRED = f"""
-UPDATE messages m SET state = 'verifying', lookups = 0, due_at = clock_timestamp()
+UPDATE messages m SET state = 'verifying', lookups = 0, due_at = greatest(clock_timestamp(), {_SEEN_BY})
 WHERE m.expires_at IS NOT NULL AND m.state IN ('scheduled', 'held', 'queued') AND m.expires_at <= now()
   AND m.state || '' = 'queued'  -- as above: by way of expires_at, not of all that is queued
   AND {DOUBTFUL}
@@ -873,8 +880,8 @@ RETURNING m.id
 
 
 def verify_expired(c: Connection) -> int:
-    """A message past its expiresAt whose last attempt may have arrived is looked up before it is called expired."""
-    return len(c.all(_VERIFY_EXPIRED))
+    """Have messages that may have arrived looked up once their expiresAt is past, before they are called expired."""
+    return len(c.all(_VERIFY_EXPIRED, {"verify_after_s": VERIFY_AFTER_S}))
 
 
 _EXPIRE = f"""
