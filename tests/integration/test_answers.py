@@ -11,12 +11,12 @@ from flask.testing import FlaskClient
 
 from deploy.sandbox import Fault, Sandbox
 from ratelimit import Limits
-from tests.conftest import ALICE
+from tests.conftest import ALICE, rebuild
 from workers.bootstrap import Adapters, build
 from workers.domain.retry import FIRST_REST_S
 from workers.services.dispatch import Dispatcher
 from workers.services.queries import Dossier
-from workers.services.recovery import rebuild_tokens, verify
+from workers.services.recovery import verify
 from workers.services.submit import Receipt
 from workers.store import accounts, audit
 
@@ -243,7 +243,7 @@ def two_under_one_key(adapters: Adapters) -> tuple[str, str, str]:
         adapters.accounts().put(
             account_id, channel="onlyfans", limits=Limits.parse("10/s"), display_name=None, api_key=api_key, by=ALICE
         )
-    rebuild_tokens(adapters.db, adapters.tokens, adapters.settings.rate_limit, lambda _: None)
+    rebuild(adapters)
     return "a", "b", "c"
 
 
