@@ -479,7 +479,10 @@ class Receipt(Schema):
         data_key="estimatedSendTime",
         required=True,
         allow_none=True,
-        metadata={"description": "null if nobody can say: paused without an end, or the tokens are out of reach"},
+        metadata={
+            "description": "null if nobody can say: paused without an end, or the tokens are out of reach. "
+            "What may expire or be cancelled before its turn is not foreseen: then others go earlier than told"
+        },
     )
     message = fields.Constant("Message queued successfully", required=True)
     account_id = fields.String(data_key="accountId", required=True)
@@ -719,7 +722,11 @@ class QueueOut(Schema):
 
 
 class ProcessingOut(Schema):
-    estimated_time_seconds = fields.Float(data_key="estimatedTimeSeconds", required=True)
+    estimated_time_seconds = fields.Float(
+        data_key="estimatedTimeSeconds",
+        required=True,
+        metadata={"description": "Until the last waiting message goes, scheduled ones included"},
+    )
     rate_limit = fields.String(data_key="rateLimit", required=True)
     last_processed_at = Time(data_key="lastProcessedAt", required=True, allow_none=True)
 

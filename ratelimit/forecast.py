@@ -1,6 +1,7 @@
 """When will the k-th in line go? Computed from the tokens' real return times, never from an average rate."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 
 from ratelimit.limits import Limits
 
@@ -26,36 +27,72 @@ def forecast(
 
 
 def forecast_many(
-    limits: Limits, uses: Sequence[float], places: Sequence[int], *, latency_s: float, not_before_s: float = 0.0
+    limits: Limits,
+    uses: Sequence[float],
+    places: Sequence[int],
+    *,
+    latency_s: float,
+    not_before_s: float = 0.0,
+    later: Sequence[tuple[int, float]] = (),
 ) -> list[float]:
     """The same for many places, in their order, by one walk to the last of them.
 
-    Departures are worked out one by one until they repeat, every N of them a period and a latency after the N before:
+    later: (place, seconds), both ascending: from this place on, nothing leaves before so many seconds have passed.
+    Example, 1 per 10 s, latency 0, `later` (2, 60): places 1, 2 and 3 leave at 0, 60 and 70.
+    """
+    last = max(places, default=0)
+    sections = [(1, not_before_s), *((place, at_s) for place, at_s in later if place <= last)]
+    queue, wanted = _Queue(limits, uses, latency_s), deque(sorted(set(places)))
+    found: dict[int, float] = {}
+    for (first, at_s), (following, _) in zip(sections, [*sections[1:], (last + 1, 0.0)], strict=True):
+        leaves_at = queue.go(following - first, at_s)
+        while wanted and wanted[0] < following:
+            place = wanted.popleft()
+            found[place] = leaves_at(place - first + 1)
+    return [found[place] for place in places]
+
+
+class _Queue:
+    """Departures worked out one by one until they repeat, every N of them a period and a latency after the N before:
     for one limit from the second round on; for several once the slowest alone is what holds, soon unless their paces
     are nearly the same.
     """
-    ends = sorted(min(end, latency_s) for end in uses)
-    known = len(ends)
-    windows = [(limit.count, limit.period_s) for limit in limits]
-    slowest = limits.slowest(latency_s)
-    count, round_s = slowest.count, slowest.period_s + latency_s
-    # A departure looks back as far as the other limits reach: that many repetitions in a row, and all follow.
-    settled = max((limit.count for limit in limits if limit is not slowest), default=1)
-    leaves, repeated, gone = max(0.0, not_before_s), 0, 0
-    last = max(places, default=0)
-    while gone < last and repeated < settled:
-        for most, period_s in windows:
-            if len(ends) >= most:
-                leaves = max(leaves, ends[-most] + period_s)
-        ends.append(leaves + latency_s)
-        gone += 1
-        repeats = gone > count and ends[-1] - ends[-1 - count] < round_s + _SAME_S
-        repeated = repeated + 1 if repeats else 0
 
-    def leaves_at(place: int) -> float:
-        if place <= gone:
-            return ends[known + place - 1] - latency_s
-        rounds, nth = divmod(place - gone - 1, count)
-        return ends[nth - count] - latency_s + (rounds + 1) * round_s
+    def __init__(self, limits: Limits, uses: Sequence[float], latency_s: float) -> None:
+        slowest = limits.slowest(latency_s)
+        self._windows = [(limit.count, limit.period_s) for limit in limits]
+        self._latency_s = latency_s
+        self._count, self._round_s = slowest.count, slowest.period_s + latency_s
+        # A departure looks back as far as the other limits reach: that many repetitions in a row, and all follow.
+        self._settled = max((limit.count for limit in limits if limit is not slowest), default=1)
+        self._longest = max(limit.count for limit in limits)
+        self._ends = sorted(min(end, latency_s) for end in uses)
+        self._leaves = 0.0
 
-    return [leaves_at(place) for place in places]
+    def go(self, n: int, not_before_s: float) -> Callable[[int], float]:
+        """The next n leave, none of them before this. Returns when the first, second, … of them does."""
+        ends, known = self._ends, len(self._ends)
+        gone = self._until_they_repeat(n, not_before_s)
+
+        def leaves_at(nth: int) -> float:
+            rounds, beyond = divmod(nth - gone - 1, self._count) if nth > gone else (-1, nth - gone - 1 + self._count)
+            return ends[known + gone + beyond - self._count] - self._latency_s + (rounds + 1) * self._round_s
+
+        if gone < n:  # what follows looks back as far as the longest limit reaches
+            ends += [leaves_at(nth) + self._latency_s for nth in range(max(gone + 1, n - self._longest + 1), n + 1)]
+            self._leaves = ends[-1] - self._latency_s
+        return leaves_at
+
+    def _until_they_repeat(self, n: int, not_before_s: float) -> int:
+        """How many have left by then, n at most."""
+        leaves, repeated, gone, ends = max(self._leaves, not_before_s), 0, 0, self._ends
+        while gone < n and repeated < self._settled:
+            for most, period_s in self._windows:
+                if len(ends) >= most:
+                    leaves = max(leaves, ends[-most] + period_s)
+            ends.append(leaves + self._latency_s)
+            gone += 1
+            repeats = gone > self._count and ends[-1] - ends[-1 - self._count] < self._round_s + _SAME_S
+            repeated = repeated + 1 if repeats else 0
+        self._leaves = leaves
+        return gone

@@ -15,6 +15,7 @@ from ratelimit import Limits
 from tests.conftest import origin
 from workers.bootstrap import Adapters
 from workers.domain.outcome import Outcome, OutcomeKind
+from workers.domain.retry import DeferralReason
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
 from workers.store import accounts, messages, queries
@@ -304,6 +305,11 @@ def test_what_waits_for_its_next_try_is_blocked_by_that(
     failed = Outcome(OutcomeKind.FAILED, http_status=503)
     adapters.db.transaction(lambda c: messages.schedule_retry(c, claims[0], failed, 60.0))
     assert blocked(tried) == "retry"
+    throttled = send(recipientId="fan-2").json["messageId"]
+    claims = messages.claim_next(adapters.db, "default", ["t2"], worker=1, lease_s=10)
+    outcome = Outcome(OutcomeKind.THROTTLED, http_status=429)
+    adapters.db.transaction(lambda c: messages.defer(c, claims[0], outcome, DeferralReason.THROTTLED, 60.0))
+    assert blocked(throttled) == "cooldown"
     assert blocked(send(sendAt=at(hours=1)).json["messageId"]) == "schedule"
     accounts.pause(adapters.db, "default", "for tests")
     assert blocked(tried) == "paused"

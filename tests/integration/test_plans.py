@@ -42,6 +42,9 @@ READ_WHOLE = {
 READS_HISTORY = {"_OTHERS", "_CLAIM_LOOKUP", "_PRUNE"}
 """Of one chat, to tell whose message it is that was found upstream; or all that is old, to forget it."""
 
+PARTS = {"_TOKENS", "_LATER"}
+"""Of other statements."""
+
 _SCAN = re.compile(r"Index (?:Only )?Scan (?:Backward )?using (\w+)|Bitmap Index Scan on (\w+)|Seq Scan on (\w+)")
 _INDEXES = re.compile(r"(pk|uq|ix)_(messages|attempts)\w*|messages|attempts")
 
@@ -64,7 +67,7 @@ def statements() -> Iterator[tuple[str, str]]:
     for module in modules:
         for name, sql in vars(module).items():
             whole = isinstance(sql, str) and re.match(r"\s*(WITH|SELECT|UPDATE|INSERT|DELETE)\b", sql)
-            if whole and name.isupper() and re.search(r"\b(messages|attempts)\b", sql) and name != "_TOKENS":  # a part
+            if whole and name.isupper() and re.search(r"\b(messages|attempts)\b", sql) and name not in PARTS:
                 yield name, sql
 
 

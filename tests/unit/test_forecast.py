@@ -1,6 +1,9 @@
 """The forecast against the slowest, plainest way to work it out: moment by moment, looking at the whole past."""
 
 import bisect
+import time
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +12,14 @@ from hypothesis import strategies as st
 from ratelimit import Limit, Limits, forecast, forecast_many
 
 
-def departures(limits: Limits, uses: list[float], places: int, latency_s: float, not_before_s: float) -> list[float]:
+def departures(
+    limits: Limits,
+    uses: list[float],
+    places: int,
+    latency_s: float,
+    not_before_s: float,
+    later: Sequence[tuple[int, float]] = (),
+) -> list[float]:
     """When each of the first `places` leaves, by trying every moment at which a token could come back.
 
     It knows only the rule: at a departure, fewer than N uses may have ended within the last period, or not at all yet.
@@ -17,7 +27,8 @@ def departures(limits: Limits, uses: list[float], places: int, latency_s: float,
     ends = sorted(min(end, latency_s) for end in uses)
     left: list[float] = []
     now = max(0.0, not_before_s)
-    for _ in range(places):
+    for place in range(1, places + 1):
+        now = max([now, *(at for first, at in later if first <= place)])
         while any(len(_counting(ends, now, limit)) >= limit.count for limit in limits):
             now = min(
                 _counting(ends, now, limit)[0] + limit.period_s for limit in limits if _counting(ends, now, limit)
@@ -106,6 +117,34 @@ def test_many_are_told_what_each_would_be_told_alone(
     alone = [forecast(limits, uses, place, latency_s=latency_s, not_before_s=not_before_s) for place in places]
     told = forecast_many(limits, uses, places, latency_s=latency_s, not_before_s=not_before_s)
     assert told == pytest.approx(alone, abs=1e-6)
+
+
+some_later = st.lists(st.tuples(st.integers(1, 150), eighths), max_size=8).map(
+    lambda steps: list(zip(sorted(place for place, _ in steps), sorted(at for _, at in steps), strict=True))
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(some_limits, some_uses, st.integers(1, 300), latency, eighths, some_later)
+def test_who_comes_later_leaves_as_soon_as_the_rule_allows_from_then_on(
+    limits: Limits, uses: list[float], places: int, latency_s: float, not_before_s: float, later: list[Any]
+) -> None:
+    told = forecast_many(
+        limits, uses, range(1, places + 1), latency_s=latency_s, not_before_s=not_before_s, later=later
+    )
+    expected = departures(limits, uses, places, latency_s, not_before_s, later)
+    assert told == pytest.approx(expected, abs=1e-6)
+    far = forecast_many(limits, uses, [places], latency_s=latency_s, not_before_s=not_before_s, later=later)
+    assert far == pytest.approx(expected[-1:], abs=1e-6)
+
+
+def test_ten_thousand_who_come_one_by_one_are_told_at_once() -> None:
+    limits = Limits.parse("1000/minute,100000/day")
+    later = [(place, 0.1 * place) for place in range(2, 10_001)]
+    began = time.process_time()
+    told = forecast_many(limits, [], range(1, 10_001), latency_s=0.2, later=later)
+    assert told[-1] >= 1000
+    assert time.process_time() - began < 2
 
 
 def test_the_example_of_the_docstring() -> None:

@@ -5,6 +5,15 @@ from datetime import datetime
 from typing import Any
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One recipient's messages of one priority on one account: they go one at a time, in order."""
+
+    account_id: str
+    recipient_id: str
+    priority: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewMessage:
     """A valid message, not accepted yet. Times are aware and UTC."""
@@ -20,14 +29,9 @@ class NewMessage:
     batch_id: str | None = None
     metadata: dict[str, Any] | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One recipient's messages of one priority on one account: they go one at a time, in order."""
-
-    account_id: str
-    recipient_id: str
-    priority: int
+    @property
+    def line(self) -> Line:
+        return Line(self.account_id, self.recipient_id, self.priority)
 
 
 def rank(priority: int, *, redriven: bool = False) -> int:

@@ -3,8 +3,8 @@
 import secrets
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import count, islice, product
 from typing import Any
@@ -12,15 +12,15 @@ from typing import Any
 from ulid import ULID
 
 from workers.domain.errors import NotFound
+from workers.domain.message import rank
 from workers.domain.state import State
 from workers.services.estimate import Place
-from workers.store.accounts import Standing
+from workers.store.accounts import Later, Standing
 
 _DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 """Crockford's, in which ULIDs are written."""
 _NUMBER = 4
 """Digits of an id that are its number in the list: enough for a million."""
-_MOST_URGENT = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +61,64 @@ def ids_like(message_id: str, n: int) -> list[str]:
     return [stem + "".join(number) for number in islice(product(_DIGITS, repeat=_NUMBER), n)]
 
 
-def line_up(wanted: Sequence[Mapping[str, Any]], standings: Mapping[str, Standing], now: datetime) -> list[Place]:
-    """Where each of these will stand once all are in: behind what waits already, then by priority, then in order.
+def line_up(
+    wanted: Sequence[Mapping[str, Any]], standings: Mapping[str, Standing], now: datetime
+) -> tuple[list[Place], dict[str, Standing]]:
+    """Where each of these will stand once all are in, and the accounts as they will be then.
 
-    Every one gets the place that it would have got had they been sent one by one, the most urgent first and those for
-    later (sendAt) last. Example: behind two waiting ones of priority 5, priorities 5, 9, 5 get the places 4, 1, 5.
+    They come behind what waits already, then by priority, then in order: every one gets the place that it would have
+    got had they been sent one by one, the most urgent first and those for later (sendAt) last. Example: behind two
+    waiting ones of priority 5, priorities 5, 9, 5 get the places 4, 1, 5.
     """
-    due_s = [max(0.0, (m["send_at"] - now).total_seconds()) if m.get("send_at") else 0.0 for m in wanted]
-    levels = [(m["account_id"], m["priority"]) for m in wanted]
-    joining = Counter(level for level, wait_s in zip(levels, due_s, strict=True) if not wait_s)
-    ahead = {
-        (account_id, priority): standings[account_id].ahead(priority)
-        + sum(joining[account_id, higher] for higher in range(priority + 1, _MOST_URGENT + 1))
-        for account_id, priority in set(levels)
+    levels = [(m["account_id"], rank(m["priority"]), _later(m, now)) for m in wanted]
+    joining = Counter(levels)
+    after = _joined_by(joining, standings)
+    ahead = {(to, own): after[to].ahead_by(own) for to, own, _ in joining}
+    turns = {level: count(ahead[level[:2]](level[2]) - n + 1) for level, n in joining.items()}
+    lines: Counter[tuple[str, str, int]] = Counter()
+    places = []
+    for message, level in zip(wanted, levels, strict=True):
+        account_id, own, due_at = level
+        if due_at:
+            due_s = (due_at - now).total_seconds()
+            places.append(Place(next(turns[level]), own, State.SCHEDULED, due_s))
+        else:
+            line = (account_id, message["recipient_id"], own)
+            places.append(Place(next(turns[level]), own, in_its_line=lines[line]))
+            lines[line] += 1
+    return places, after
+
+
+def _joined_by(
+    joining: Mapping[tuple[str, int, datetime | None], int], standings: Mapping[str, Standing]
+) -> dict[str, Standing]:
+    in_line = {account_id: Counter(standing.in_line) for account_id, standing in standings.items()}
+    later = {account_id: list(standing.later) for account_id, standing in standings.items()}
+    for (account_id, at_rank, due_at), n in joining.items():
+        if due_at:
+            later[account_id].append(Later(due_at, at_rank, n))
+        else:
+            in_line[account_id][at_rank] += n
+    return {
+        account_id: replace(
+            standing,
+            in_line=in_line[account_id],
+            later=sorted(later[account_id], key=lambda group: (group.due_at, -group.rank)),
+        )
+        for account_id, standing in standings.items()
     }
-    behind_all = {level: before + joining[level] for level, before in ahead.items()}
-    turns = {level: count(before + 1) for level, before in ahead.items()}
-    return [
-        Place(behind_all[level] + 1, State.SCHEDULED, wait_s) if wait_s else Place(next(turns[level]))
-        for level, wait_s in zip(levels, due_s, strict=True)
-    ]
+
+
+def latest(wanted: Iterable[Mapping[str, Any]], now: datetime) -> dict[str, datetime | None]:
+    """The accounts of a list, with the last sendAt of each that is still to come."""
+    found: dict[str, datetime | None] = {}
+    for message in wanted:
+        due_at, last = _later(message, now), found.get(message["account_id"])
+        found[message["account_id"]] = max(due_at, last) if due_at and last else due_at or last
+    return found
+
+
+def _later(message: Mapping[str, Any], now: datetime) -> datetime | None:
+    """The message's sendAt, if that is still to come."""
+    send_at: datetime | None = message.get("send_at")
+    return send_at if send_at and send_at > now else None

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from ratelimit import Limits, Tokens
 from workers.domain.actor import Actor
 from workers.domain.errors import Conflict, NotFound
+from workers.domain.message import rank
 from workers.domain.state import State
 from workers.services.estimate import Place, estimate
 from workers.services.submit import check_times, look_at_all
@@ -114,24 +115,16 @@ class Failures:
         more urgent, fresh messages of their own priority included."""
         now = datetime.now(UTC)
         shares = {share.account_id: share for share in found if share.going}
-        standings = accounts.standings(self.db, shares)
+        standings = accounts.standings(self.db, dict.fromkeys(shares))
         asked = [(s.account, s.account.limits_in_force(self.default_limits)) for s in standings.values()]
         last = []
         for standing, (account, limits), (view, latency_s) in zip(
             standings.values(), asked, look_at_all(self.tokens, self.wakeups, asked), strict=True
         ):
             share = shares[account.id]
-            position = standing.ahead(share.least or 1, redriven=True) + share.going
-            [promise] = estimate(
-                account,
-                limits,
-                view,
-                [Place(position)],
-                claimed=standing.tokens,
-                latency_s=latency_s,
-                lease_s=self.lease_s,
-                now=now,
-            )
+            lowest = rank(share.least or 1, redriven=True)
+            place = Place(standing.ahead(lowest) + share.going, lowest)
+            [promise] = estimate(standing, limits, view, [place], latency_s=latency_s, lease_s=self.lease_s, now=now)
             last.append(promise.at)
         return None if None in last else max((at for at in last if at), default=now)
 

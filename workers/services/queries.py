@@ -1,6 +1,7 @@
 """What people ask: how things stand, and what became of a message."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -8,10 +9,11 @@ from ratelimit import Limits, Tokens, TokensUnavailable, View, forecast
 from workers.clock import moment_in
 from workers.domain.errors import NotFound, StoreUnavailable
 from workers.domain.health import Closed, Health, Refused, Trouble, account_troubles, health
+from workers.domain.message import rank
 from workers.domain.state import IN_FLIGHT, WAITING, State
 from workers.domain.state import Status as MessageStatus
 from workers.services.estimate import BlockedBy, Estimate, Place, estimate
-from workers.services.submit import look_at_all
+from workers.services.submit import behind_its_line, look_at_all
 from workers.store import accounts, audit, batches, epochs, queries
 from workers.store.accounts import Account
 from workers.store.audit import AuditFilter
@@ -56,14 +58,17 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountStatus:
-    """view: None while Redis is unavailable. latency_s: how long the account's upstream takes to answer. What takes a
-    forecast is worked out when it is asked for."""
+    """view: None while Redis is unavailable. latency_s: how long the account's upstream takes to answer. beside: how
+    many messages wait on other accounts that draw on the same budget. last_due_s: seconds until the last of its own may
+    go by its sendAt or its next try. What takes a forecast is worked out when it is asked for."""
 
     account: Account
     limits: Limits
     view: View | None
     latency_s: float
     counts: dict[State, int]
+    beside: int = 0
+    last_due_s: float = 0.0
 
     @property
     def closed(self) -> Closed | None:
@@ -85,7 +90,7 @@ class AccountStatus:
 
     @property
     def depth(self) -> int:
-        return sum(self.counts.get(state, 0) for state in WAITING)
+        return _depth(self.counts)
 
     @property
     def in_flight(self) -> int:
@@ -113,8 +118,9 @@ class AccountStatus:
         held_s = max(self.account.paused_s, self.cooldown_s)
         if self.view is None or not self.depth or held_s == float("inf") or self.account.rest:
             return None
-        uses = self.view.uses
-        return forecast(self.limits, uses, self.depth, latency_s=self.latency_s, not_before_s=held_s)
+        last = self.depth + min(self.beside, self.depth)  # accounts that draw on the same budget take turns
+        turn_s = forecast(self.limits, self.view.uses, last, latency_s=self.latency_s, not_before_s=held_s)
+        return max(turn_s, self.last_due_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +215,7 @@ class Reader:
 
     def status(self, scope: Scope) -> Status:
         found = accounts.all_of(self.db, None if scope is None else list(scope))
-        counts = queries.counts(self.db, scope)
+        counts, last_due_s = queries.counts(self.db, scope), queries.last_due_s(self.db, scope)
         troubles: list[Trouble] = []
         ids = [account.id for account in found]
         views: list[View | None]
@@ -230,11 +236,20 @@ class Reader:
             [(a.id, a.rest) for a in found if a.rest is not None],
             [Refused(a.id, a.pause_reason or "", a.paused_since) for a in found if a.paused_by == "upstream"],
         )
+        depths: Counter[str] = Counter()
+        for account in found:
+            depths[account.budget] += _depth(counts.get(account.id, {}))
         held = {self._limits(account) for account in found}
         return Status(
             [
                 AccountStatus(
-                    account=a, limits=self._limits(a), view=view, latency_s=latency_s, counts=counts.get(a.id, {})
+                    account=a,
+                    limits=self._limits(a),
+                    view=view,
+                    latency_s=latency_s,
+                    counts=counts.get(a.id, {}),
+                    beside=depths[a.budget] - _depth(counts.get(a.id, {})),
+                    last_due_s=last_due_s.get(a.id, 0.0),
                 )
                 for a, view, latency_s in zip(found, views, latencies_s, strict=True)
             ],
@@ -281,37 +296,54 @@ class Reader:
         if not waiting:
             return {}
         now = datetime.now(UTC)
-        standings = accounts.standings(self.db, {row["account_id"] for row in waiting})
-        ahead = queries.ahead_of(self.db, [row["id"] for row in waiting])
+        standings = accounts.standings(self.db, _latest(waiting, now))
+        places = self._places(waiting, now)
         asked = [(standing.account, self._limits(standing.account)) for standing in standings.values()]
         looks = look_at_all(self.tokens, self.wakeups, asked)
         found: dict[str, Waiting] = {}
         for standing, (account, limits), (view, latency_s) in zip(standings.values(), asked, looks, strict=True):
-            own = [row for row in waiting if row["account_id"] == account.id and row["id"] in ahead]
-            places = [_place(row, ahead[row["id"]] + 1, now) for row in own]
+            own = {row["id"]: places[row["id"]] for row in waiting if row["account_id"] == account.id}
             promises = estimate(
-                account,
-                limits,
-                view,
-                places,
-                claimed=standing.tokens,
-                latency_s=latency_s,
-                lease_s=self.lease_s,
-                now=now,
+                standing, limits, view, list(own.values()), latency_s=latency_s, lease_s=self.lease_s, now=now
             )
             found |= {
-                row["id"]: Waiting(place.position, promise)
-                for row, place, promise in zip(own, places, promises, strict=True)
+                message_id: Waiting(place.position, promise)
+                for (message_id, place), promise in zip(own.items(), promises, strict=True)
             }
         return found
+
+    def _places(self, waiting: Sequence[Row], now: datetime) -> dict[str, Place]:
+        lines = queries.lines_ahead(self.db, [row["id"] for row in waiting if row["state"] == State.HELD])
+        heads = [line.head_id for line in lines.values() if line.redriven]
+        ahead = queries.ahead_of(self.db, [*(row["id"] for row in waiting), *heads])
+        places = {row["id"]: _place(row, ahead.get(row["id"], 0) + 1, now) for row in waiting}
+        return places | {
+            message_id: behind_its_line(places[message_id], line, ahead.get(line.head_id, 0), now)
+            for message_id, line in lines.items()
+        }
+
+
+def _latest(waiting: Sequence[Row], now: datetime) -> dict[str, datetime | None]:
+    """The accounts of these messages, with the last due time of each that is still to come."""
+    found: dict[str, datetime | None] = {}
+    for row in sorted(waiting, key=lambda row: row["due_at"]):
+        found[row["account_id"]] = row["due_at"] if row["due_at"] > now else None
+    return found
+
+
+def _depth(counts: Mapping[State, int]) -> int:
+    return sum(counts.get(state, 0) for state in WAITING)
 
 
 def _place(row: Row, position: int, now: datetime) -> Place:
     """Where a waiting message stands."""
     due_s = max(0.0, (row["due_at"] - now).total_seconds())
-    return Place(position, State(row["state"]), due_s, _put_off_by(row))
+    own = rank(row["priority"], redriven=row["redriven"])
+    return Place(position, own, State(row["state"]), due_s, _put_off_by(row))
 
 
 def _put_off_by(row: Row) -> BlockedBy:
-    """What a waiting message waits for until its due time. The due time of one that was tried is that of its retry."""
+    """What a waiting message waits for until its due time."""
+    if row["throttles"]:
+        return BlockedBy.COOLDOWN
     return BlockedBy.RETRY if row["tries"] else BlockedBy.SCHEDULE

@@ -13,12 +13,12 @@ from ratelimit import Limits, Tokens, TokensUnavailable, View
 from workers import telemetry
 from workers.domain.actor import Actor
 from workers.domain.errors import InvalidMessage, KeyReused, NotFound, QueueFull
-from workers.domain.message import NewMessage
+from workers.domain.message import NewMessage, rank
 from workers.domain.state import State
-from workers.services.bulk import Share, first_id, ids_like, line_up, shares
+from workers.services.bulk import Share, first_id, ids_like, latest, line_up, shares
 from workers.services.estimate import BlockedBy, Estimate, Place, estimate
-from workers.store import accounts, messages
-from workers.store.accounts import Account, Standing
+from workers.store import accounts, messages, queries
+from workers.store.accounts import Account, LineAhead, Standing
 from workers.store.messages import Accepted
 from workers.store.session import Database
 from workers.telemetry import logger
@@ -85,13 +85,12 @@ class Submitter:
         """
         now = datetime.now(UTC)
         message = NewMessage(id=f"msg_{ULID()}", account_id=account_id, **wanted)
-        standing = accounts.standings(self.db, [account_id]).get(account_id)
+        send_at = message.send_at if message.send_at and message.send_at > now else None
+        standing = accounts.standing(self.db, message.line, send_at)
         if standing is None:
             raise NotFound(f"No account {account_id}")
-        position = standing.ahead(message.priority) + 1
-        due_s = (message.send_at - now).total_seconds() if message.send_at else 0.0
-        state = State.SCHEDULED if due_s > 0 else State.QUEUED
-        [[promise]] = self._estimate([(standing, [Place(position, state, max(due_s, 0.0))])], now)
+        place = self._place(message, standing, send_at, now)
+        [[promise]] = self._estimate([(standing, [place])], now)
         with self._unless_accepted_before(by, key):
             check_times(message.send_at, message.expires_at, now)
             self._check_room(standing, 1, now)
@@ -101,13 +100,13 @@ class Submitter:
         else:
             telemetry.messages_accepted.labels(standing.account.channel).inc()
             log.info("message_accepted", message_id=message.id, account_id=account_id, state=accepted.state)
-            if (wake_in_s := _wake_in_s(standing.account, promise, due_s)) is not None:
+            if (wake_in_s := _wake_in_s(standing.account, promise, place.due_s)) is not None:
                 self.wakeups.try_wake(account_id, wake_in_s)
         return Receipt(
             message_id=accepted.message_id,
             account_id=account_id,
             queued_at=accepted.queued_at,
-            position=position,
+            position=place.position,
             estimated_at=promise.at and max(promise.at, accepted.queued_at),
             blocked_by=_behind_another(promise) if accepted.state == State.HELD else promise.blocked_by,
             replayed=accepted.replayed,
@@ -124,14 +123,14 @@ class Submitter:
         run from the first to the last.
         """
         now = datetime.now(UTC)
-        standings = accounts.standings(self.db, {m["account_id"] for m in wanted})
+        standings = accounts.standings(self.db, latest(wanted, now))
         by_account = shares(wanted, standings)
-        places = line_up(wanted, standings, now)
+        places, after = line_up(wanted, standings, now)
         with self._unless_accepted_before(by, key):
             check_all_times(wanted, now)
             for share in by_account:
                 self._check_room(share.standing, len(share.numbers), now)
-        promises = self._promises(by_account, places, now)
+        promises = self._promises(by_account, after, places, now)
         ids = ids_like(first_id(), len(wanted))
         last = max(range(len(wanted)), key=lambda n: (promises[n].at or _NEVER, places[n].position))
         for id_, message, promise in zip(ids, wanted, promises, strict=True):
@@ -163,9 +162,25 @@ class Submitter:
         ]
         return BulkReceipt(receipts=receipts, done_at=_done_at(receipts))
 
-    def _promises(self, by_account: Sequence[Share], places: Sequence[Place], now: datetime) -> list[Estimate]:
+    def _place(self, message: NewMessage, standing: Standing, send_at: datetime | None, now: datetime) -> Place:
+        """Where a new message will stand. send_at: if that is still to come."""
+        own = rank(message.priority)
+        if send_at:
+            due_s = (send_at - now).total_seconds()
+            return Place(standing.ahead(own, send_at) + 1, own, State.SCHEDULED, due_s)
+        place, line = Place(standing.ahead(own) + 1, own), standing.line
+        if line is None:
+            return place
+        ahead = queries.ahead_of(self.db, [line.head_id]) if line.redriven else {}
+        return behind_its_line(place, line, ahead.get(line.head_id, 0), now)
+
+    def _promises(
+        self, by_account: Sequence[Share], after: Mapping[str, Standing], places: Sequence[Place], now: datetime
+    ) -> list[Estimate]:
         """An estimate for each place of a list."""
-        found = self._estimate([(share.standing, [places[n] for n in share.numbers]) for share in by_account], now)
+        found = self._estimate(
+            [(after[share.standing.account.id], [places[n] for n in share.numbers]) for share in by_account], now
+        )
         shared_out = (
             zip(share.numbers, promised, strict=True) for share, promised in zip(by_account, found, strict=True)
         )
@@ -191,7 +206,7 @@ class Submitter:
         if more > most:
             words = f"{more} messages are for account {account.id}, which may have {most} waiting (MAX_QUEUE_DEPTH)."
             raise InvalidMessage({"messages": [f"{words} Send at most {most} at once."]})
-        [[gone]] = self._estimate([(standing, [Place(max(1, min(excess, depth)))])], now)
+        [[gone]] = self._estimate([(standing, [Place(max(1, min(excess, depth)), 0, State.SCHEDULED)])], now)
         if gone.at is None:
             raise QueueFull(account.id, depth, most, RETRY_UNKNOWN_S, more=more, why=_no_forecast(account, gone))
         raise QueueFull(account.id, depth, most, max(1.0, (gone.at - now).total_seconds()), more=more)
@@ -200,17 +215,8 @@ class Submitter:
         """For places on each of some accounts, from one look at all their tokens."""
         asked = [(standing.account, standing.account.limits_in_force(self.default_limits)) for standing, _ in wanted]
         return [
-            estimate(
-                account,
-                limits,
-                view,
-                places,
-                claimed=standing.tokens,
-                latency_s=latency_s,
-                lease_s=self.lease_s,
-                now=now,
-            )
-            for (standing, places), (account, limits), (view, latency_s) in zip(
+            estimate(standing, limits, view, places, latency_s=latency_s, lease_s=self.lease_s, now=now)
+            for (standing, places), (_, limits), (view, latency_s) in zip(
                 wanted, asked, look_at_all(self.tokens, self.wakeups, asked), strict=True
             )
         ]
@@ -231,6 +237,16 @@ def _wake_in_s(account: Account, promise: Estimate, due_s: float) -> float | Non
     """When the account can send, not now: one without tokens is not drained for every message that comes in. None if it
     is paused without an end. Should the wake-up be lost, the reconciler repeats it."""
     return None if account.paused_s == float("inf") else max(promise.next_token_s, due_s, 0.0)
+
+
+def behind_its_line(place: Place, line: LineAhead, ahead_of_head: int, now: datetime) -> Place:
+    """The place of a message that others to the same recipient go before, one at a time. A fresh one behind a redriven
+    one goes when that does."""
+    position = place.position
+    if line.redriven and place.rank % 2:  # its own is a fresh one's
+        position = max(position, ahead_of_head - line.fresh + 1 + line.held + 1)
+    due_s = max(0.0, (line.due_at - now).total_seconds())
+    return place._replace(position=position, in_its_line=line.held + 1, line_due_s=due_s)
 
 
 def look_at_all(

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Select, and_, false, func, not_, select
 
 from workers.domain.retry import DeadLetterReason
 from workers.domain.state import State
+from workers.store.accounts import LineAhead, line_ahead, line_head, line_held
 from workers.store.schema import TALLY_RANK, Attempt, DeadLetter, Message
 from workers.store.session import Database, Row
 
@@ -170,10 +171,13 @@ def counts(db: Database, scope: Scope) -> dict[str, dict[State, int]]:
 
 # From the end: a page begins with the newest messages, and few stand behind those. Each rank is read once, from the
 # first of its wanted messages on, however many are wanted. Held and queued apart, because each has a partial index of
-# its own; together they would be looked for in all of the account's history.
+# its own; together they would be looked for in all of the account's history. OFFSET 0 has each of them looked up;
+# joined otherwise, all of an account would be read.
 _AHEAD = f"""
 WITH wanted AS MATERIALIZED (
-    SELECT id, account_id, priority, redriven, due_at, seq FROM messages WHERE id = ANY(%(message_ids)s::text[])
+    SELECT id, account_id, priority, redriven, due_at, seq, 2 * priority + (NOT redriven)::int AS rank,
+           greatest(due_at, now()) AS may_go_at
+    FROM messages WHERE id = ANY(%(message_ids)s::text[])
 ), first AS MATERIALIZED (
     SELECT DISTINCT ON (account_id, priority, redriven) account_id, priority, redriven, due_at, seq
     FROM wanted ORDER BY account_id, priority, redriven, due_at, seq
@@ -191,24 +195,64 @@ WITH wanted AS MATERIALIZED (
     UNION ALL
     SELECT account_id, priority, redriven, due_at, seq, id FROM wanted
 ), place AS (
-    SELECT id, account_id, priority, redriven,
-           count(*) FILTER (WHERE id IS NULL) OVER (
+    SELECT id, count(*) FILTER (WHERE id IS NULL) OVER (
                PARTITION BY account_id, priority, redriven ORDER BY due_at DESC, seq DESC, id DESC NULLS FIRST
                ROWS UNBOUNDED PRECEDING
            ) AS from_here
     FROM line
+), too_late AS (
+    SELECT account_id, rank, may_go_at, (
+        SELECT count(*) FROM generate_series(rank + 1, 21) AS higher CROSS JOIN LATERAL (
+            SELECT FROM messages
+            WHERE account_id = moment.account_id AND priority = higher / 2 AND redriven = (mod(higher, 2) = 0)
+              AND state = 'queued' AND due_at > moment.may_go_at
+            OFFSET 0
+        ) retries
+    ) AS n
+    FROM (SELECT DISTINCT account_id, rank, may_go_at FROM wanted) moment
+), schedule AS (
+    SELECT last.account_id, last.rank AS own, o.due_at, o.rank, o.seq, NULL AS id
+    FROM (SELECT account_id, rank, max(due_at) AS due_at FROM wanted WHERE due_at > now() GROUP BY 1, 2) last
+    CROSS JOIN LATERAL (
+        SELECT due_at, 2 * priority + (NOT redriven)::int AS rank, seq FROM messages
+        WHERE account_id = last.account_id AND state = 'scheduled' AND due_at <= last.due_at
+        OFFSET 0
+    ) o
+    WHERE o.rank >= last.rank
+    UNION ALL
+    SELECT account_id, rank, due_at, rank, seq, id FROM wanted WHERE due_at > now()
+), sooner AS (
+    SELECT id, count(*) FILTER (WHERE id IS NULL) OVER (
+               PARTITION BY account_id, own ORDER BY due_at, rank DESC, seq, id NULLS LAST ROWS UNBOUNDED PRECEDING
+           ) AS n
+    FROM schedule
 )
 SELECT id, (coalesce(
     (SELECT sum(n) FROM tallies
-     WHERE account_id = place.account_id AND state IN ('held', 'queued')
-       AND {TALLY_RANK} >= 2 * place.priority + (NOT place.redriven)::int), 0) - from_here)::int AS ahead
-FROM place WHERE id IS NOT NULL
+     WHERE account_id = wanted.account_id AND state IN ('held', 'queued') AND {TALLY_RANK} >= wanted.rank), 0)
+    - place.from_here - too_late.n + coalesce(sooner.n, 0))::int AS ahead
+FROM wanted JOIN place USING (id) JOIN too_late USING (account_id, rank, may_go_at) LEFT JOIN sooner USING (id)
 """
 
 
 def ahead_of(db: Database, message_ids: Sequence[str]) -> dict[str, int]:
-    """How many waiting messages go before each of these."""
+    """How many waiting messages go before each of these: those that may go by the time that it may."""
     return {row["id"]: row["ahead"] for row in db.all(_AHEAD, {"message_ids": list(message_ids)})}
+
+
+_LINES_AHEAD = f"""
+SELECT m.id, head.*, held.*
+FROM messages m
+CROSS JOIN LATERAL ({line_head("m.account_id", "m.recipient_id", "m.priority")}) head
+CROSS JOIN LATERAL ({line_held("m.account_id", "m.recipient_id", "m.priority", "m.due_at, m.seq")}) held
+WHERE m.id = ANY(%(message_ids)s::text[])
+"""
+
+
+def lines_ahead(db: Database, message_ids: Sequence[str]) -> dict[str, LineAhead]:
+    """Who goes before each of these messages, all of them held, to the same recipient."""
+    rows = db.all(_LINES_AHEAD, {"message_ids": list(message_ids)}) if message_ids else []
+    return {row["id"]: line_ahead(row) for row in rows}
 
 
 _OLDEST = """
@@ -228,6 +272,31 @@ def oldest_ages_s(db: Database, scope: Scope = None) -> dict[str, float]:
     """How long the longest waiting message of each of these accounts, or of all, has been due; one index probe for
     each rank at which an account has any queued (twenty at most), none for the others."""
     return {row["id"]: row["age_s"] for row in db.all(_OLDEST, {"scope": None if scope is None else list(scope)})}
+
+
+_LAST_DUE = """
+SELECT waiting.account_id AS id, extract(epoch FROM max(last.due_at) - now())::float8 AS due_s
+FROM (SELECT account_id, state, abs(priority) AS priority, priority < 0 AS redriven FROM tallies
+      WHERE state IN ('queued', 'scheduled') AND (%(scope)s::text[] IS NULL OR account_id = ANY(%(scope)s::text[]))
+      GROUP BY 1, 2, 3, 4 HAVING sum(n) > 0) waiting
+CROSS JOIN LATERAL (
+    (SELECT due_at FROM messages
+     WHERE account_id = waiting.account_id AND state = 'scheduled' AND waiting.state = 'scheduled'
+     ORDER BY due_at DESC LIMIT 1)
+    UNION ALL
+    (SELECT due_at FROM messages
+     WHERE account_id = waiting.account_id AND priority = waiting.priority AND redriven = waiting.redriven
+       AND state = 'queued' AND waiting.state = 'queued'
+     ORDER BY due_at DESC LIMIT 1)
+) last
+GROUP BY 1
+"""
+
+
+def last_due_s(db: Database, scope: Scope = None) -> dict[str, float]:
+    """For each of these accounts, or of all, that has messages waiting: seconds until the last of them may go by its
+    sendAt or its next try, negative in the past; one index probe for each rank."""
+    return {row["id"]: row["due_s"] for row in db.all(_LAST_DUE, {"scope": None if scope is None else list(scope)})}
 
 
 def _messages(scope: Scope) -> Select:
