@@ -15,6 +15,7 @@ from workers.bootstrap import Adapters
 from workers.domain.errors import StoreUnavailable
 from workers.domain.state import OVER, State
 from workers.reconciler import Reconciler
+from workers.services import epochs, recovery
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
 from workers.store import accounts, messages
@@ -86,6 +87,26 @@ def test_one_paused_until_later_does_not_hide_another_without_its_wake_up(
     submit()
     adapters.wakeups.take_due()  # by a pacer that dies
     assert rounds.tick()["woken"] == 1
+
+
+def test_wake_ups_by_another_servers_clock_are_forgotten_and_made_again(
+    adapters: Adapters, rounds: Reconciler, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis fails over to a replica, whose clock is an hour behind: by that, everything in its copy is due in an hour,
+    and a drain of the old days keeps its place."""
+    for module, pause in ((epochs, "OBJECT_WITHIN_S"), (recovery, "START_WITHIN_S")):
+        monkeypatch.setattr(module, pause, 0.0)
+    rounds.tick()
+    submit()
+    adapters.wakeups.take_due()
+    adapters.wakeups.wake("default", 3600)
+    adapters.redis.zadd("paceline:{wakeups}:drains:default", {"1.gone": 2**52})
+    adapters.redis.hset("paceline:filled", "server", "the old master")
+    adapters.db.all("UPDATE token_epoch SET server = 'the old master'")
+    found = rounds.tick()
+    assert (found["tokens_rebuilt"], found["woken"]) == (1, 1)
+    assert adapters.wakeups.take_due().accounts == ("default",)
+    assert adapters.wakeups.begin_drain("default", "2.new", most=1)
 
 
 # --- how much is asked
