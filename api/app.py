@@ -8,7 +8,6 @@ import structlog
 from flask import Flask, Response, g, request
 from flask.json.provider import DefaultJSONProvider
 from ulid import ULID
-from werkzeug.exceptions import NotFound
 
 from api import auth, errors, limiting, messaging, operations
 from api.body import MAX_BODY
@@ -41,7 +40,6 @@ def create_app(adapters: Adapters) -> Flask:
     app.url_map.strict_slashes = app.url_map.merge_slashes = False  # a redirect would be an HTML page
     app.json = _Json(app)
     app.before_request(_begin)
-    app.before_request(_refuse_nul)
     app.after_request(_end)
     errors.install(app)
     auth.install(app, adapters.settings)
@@ -59,12 +57,6 @@ def _begin() -> None:
     g.began = time.perf_counter()
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(request_id=g.request_id)
-
-
-def _refuse_nul() -> None:
-    """No name that PostgreSQL can hold contains NUL, so no path with one leads anywhere."""
-    if any("\0" in str(value) for value in (request.view_args or {}).values()):
-        raise NotFound
 
 
 def _end(response: Response) -> Response:

@@ -113,9 +113,10 @@ def declaration_of(view: View) -> Declaration | None:
 
 def _check_ids(params: dict[str, str]) -> None:
     """There is nothing under a name that nothing can have. Such a name never reaches the database, which could not even
-    compare one that holds a NUL. PUT makes what it names, and says itself what is wrong with a name."""
+    compare one that holds a NUL. PUT makes what it names, and says itself what else is wrong with a name."""
     for name, value in params.items():
-        if request.method != "PUT" and not re.fullmatch(IDS.get(name, r"[^\x00]*"), value):
+        pattern = IDS.get(name) if request.method != "PUT" else None
+        if "\0" in value or (pattern and not re.fullmatch(pattern, value)):
             raise NotFound(f"No {name.removesuffix('_id')} {value}")
 
 

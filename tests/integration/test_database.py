@@ -9,10 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 import pytest
 import sqlalchemy
+from sqlalchemy.dialects import postgresql
 
 from deploy.servers import Servers
 from workers import presence as presence_module
@@ -21,6 +23,7 @@ from workers.domain.errors import StoreUnavailable
 from workers.presence import LOCK_CLASS, Presence, living
 from workers.services.submit import Receipt
 from workers.store import queries, session
+from workers.store.queries import FailureFilter
 from workers.store.session import Connection, Database
 
 Submit = Callable[..., Receipt]
@@ -293,6 +296,48 @@ def test_dead_letters_of_a_message_are_found_by_an_index(adapters: Adapters) -> 
     plan = plan_of(adapters, "SELECT * FROM dead_letters WHERE message_id = %(id)s ORDER BY id", id="msg_7")
     assert "ix_dead_letters_message" in plan
     assert "Sort" not in plan
+
+
+class Noting(Database):
+    """Keeps what lists and filters ask, as SQL."""
+
+    def select(self, statement: Any) -> Any:
+        self.asked = getattr(self, "asked", [])
+        written = statement.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True})
+        self.asked.append(str(written).replace("%%", "%"))
+        return super().select(statement)
+
+
+@pytest.mark.parametrize("scope", [None, ["default"]])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        FailureFilter(), FailureFilter(words=("again",)), FailureFilter(http_status=422),
+        FailureFilter(before_id=10**9), FailureFilter(batch_id="may", reason="rejected"),
+    ],
+)  # fmt: skip
+def test_failures_are_looked_for_among_the_open_ones_alone(
+    adapters: Adapters, submit: Submit, history: None, wanted: FailureFilter, scope: list[str] | None
+) -> None:
+    adapters.db.all("""
+        INSERT INTO dead_letters (message_id, account_id, reason, error, closed_at, closed_as)
+        SELECT id, account_id, 'rejected', 'Not you again', now(), 'retried' FROM messages""")
+    for n in range(5):
+        message_id = submit(f"open-{n}", batch_id="may").message_id
+        adapters.db.all("UPDATE messages SET state = 'failed', ended_at = now() WHERE id = %(id)s", {"id": message_id})
+        letter = (
+            "INSERT INTO dead_letters (message_id, account_id, reason, error, http_status) VALUES (%(id)s, 'default',"
+        )
+        adapters.db.all(f"{letter} 'rejected', 'Not you AGAIN', 422)", {"id": message_id})
+    adapters.db.all("ANALYZE dead_letters")
+    noting = Noting(adapters.db.url)
+    rows, total = queries.failures(noting, wanted, scope, 50, 0)
+    [shares] = queries.failed(noting, wanted, scope, include_unknown=False)
+    noting.close()
+    assert len(rows) == total == shares.n == 5
+    for sql in noting.asked:
+        plan = plan_of(adapters, sql.replace("%", "%%"))
+        assert buffers(plan) < 100, plan
 
 
 def test_the_oldest_message_is_looked_for_only_where_one_is_queued(adapters: Adapters, submit: Submit) -> None:
