@@ -141,7 +141,7 @@ def test_without_redis_sends_are_accepted_and_nobody_knows_when_they_go(
     status = client.get(f"{ROOT}/status", headers=bearer()).json
     assert (status["queue"]["depth"], status["accounts"][0]["tokensAvailable"]) == (3, None)
     assert status["health"]["status"] == "down"
-    assert "Redis is away" in status["health"]["message"]
+    assert "Redis is unavailable" in status["health"]["message"]
 
 
 @pytest.mark.parametrize(
