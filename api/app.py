@@ -9,8 +9,7 @@ from flask import Flask, Response, g, request
 from flask.json.provider import DefaultJSONProvider
 from ulid import ULID
 
-from api import auth, errors, limiting, messaging, operations
-from api.body import MAX_BODY
+from api import auth, body, errors, limiting, messaging, operations
 from workers import telemetry
 from workers.bootstrap import Adapters
 from workers.encoding import as_json
@@ -36,12 +35,13 @@ class _Json(DefaultJSONProvider):
 def create_app(adapters: Adapters) -> Flask:
     """The API over these adapters."""
     app = Flask("paceline", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY + 1  # at its limit werkzeug silently cuts a body of unknown length
+    app.config["MAX_CONTENT_LENGTH"] = body.MAX_BODY + 1  # at its limit werkzeug silently cuts a body of unknown length
     app.url_map.strict_slashes = app.url_map.merge_slashes = False  # a redirect would be an HTML page
     app.json = _Json(app)
     app.before_request(_begin)
     app.after_request(_end)
     errors.install(app)
+    body.install(app)
     auth.install(app, adapters.settings)
     settings = adapters.settings
     limiting.install(app, adapters.tokens, writes=settings.api_rate_limit, reads=settings.api_read_limit)

@@ -4,12 +4,13 @@ A parsed value takes up to 30 times the memory of its text. So the names and val
 bytes, and a body that has more than a list of 10,000 messages needs is refused unread.
 """
 
+import gc
 import json
 import re
 from itertools import islice
 from typing import Any
 
-from flask import g, request
+from flask import Flask, Response, g, request
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
 from api.errors import ApiError
@@ -20,6 +21,9 @@ MOST_VALUES = 500_000
 MOST_NAMES = 1000
 """Names in one object. The largest that can be valid is `metadata`: 4 KiB have room for some 680."""
 
+LARGE_BODY = 64 * 1024
+"""What a smaller one leaves behind is little, and collected in time."""
+
 _DELIMITERS = (b"{", b"[", b",", b":")
 # Everything up to the next delimiter outside a string. It matches at the end too: a search that fails there would be
 # repeated from each of the bytes before.
@@ -29,6 +33,11 @@ _UP_TO_DELIMITER = re.compile(rb'(?:[^"{\[,:]++|"(?:[^"\\]++|\\.)*+"?)*+(?:[{\[,
 def media_types(method: str) -> tuple[str, ...]:
     """What a body may be declared as. A PATCH is a merge patch (RFC 7396), which has a type of its own."""
     return ("application/json", "application/merge-patch+json") if method == "PATCH" else ("application/json",)
+
+
+def install(app: Flask) -> None:
+    app.after_request(_note_refusal)
+    app.teardown_request(_collect_refused)
 
 
 def json_object(*, optional: bool = False) -> dict[str, Any]:
@@ -46,6 +55,7 @@ def json_object(*, optional: bool = False) -> dict[str, Any]:
     raw = request.get_data()
     if len(raw) > MAX_BODY:
         raise RequestEntityTooLarge
+    g.large_body = len(raw) > LARGE_BODY
     if _has_too_many_values(raw):
         words = f"The body has more than {MOST_VALUES:,} names and values; send it in several parts"
         raise ApiError(413, words, details={"body": [f"Has more than {MOST_VALUES:,} names and values."]})
@@ -59,6 +69,18 @@ def json_object(*, optional: bool = False) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ApiError(400, "The body must be a JSON object", details={"body": ["Must be an object."]})
     return found
+
+
+def _note_refusal(response: Response) -> Response:
+    g.refused = response.status_code >= 400
+    return response
+
+
+def _collect_refused(_error: BaseException | None) -> None:
+    """Free a refused body, which stays in cycles of exceptions and tracebacks. It may be few containers and much
+    memory, so that the garbage collector does not come by itself: 24 such bodies held 950 MB. Takes less than 1 ms."""
+    if g.pop("large_body", False) and g.get("refused"):
+        gc.collect()
 
 
 def _has_too_many_values(raw: bytes) -> bool:

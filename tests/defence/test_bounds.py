@@ -5,6 +5,7 @@ the answer. Memory, because it does not depend on the machine; whatever takes mi
 import http.client
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -160,6 +161,14 @@ def test_no_header_costs_more_than_its_share(api: Process, memory: Memory, heade
     assert status in (202, 400, 401)
     assert len(answer) <= MOST_ANSWER
     assert memory.growth() <= MOST_GROWTH
+
+
+def test_a_refused_body_is_forgotten_at_once(api: Process, memory: Memory) -> None:
+    body = HOSTILE["as many texts as may be"]()
+    with ThreadPoolExecutor(12) as callers:
+        answers = list(callers.map(lambda _: ask(api, "POST", f"{ROOT}/send", body), range(24)))
+    assert {status for status, _ in answers} == {400}
+    assert memory.growth() <= 3 * MOST_GROWTH
 
 
 def test_a_list_as_long_as_may_be_is_taken(api: Process, memory: Memory) -> None:
