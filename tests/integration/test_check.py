@@ -466,6 +466,7 @@ def test_all_is_well_only_without_a_failure(
     monkeypatch: pytest.MonkeyPatch, servers: Servers, at_home: Settings, upstream: Sandbox
 ) -> None:
     monkeypatch.setenv("ONLYFANS_BASE_URL", upstream.url)
+    monkeypatch.setenv("ONLYFANS_API_KEY", "key")
     monkeypatch.setenv("DATABASE_URL", servers.database_url)
     monkeypatch.setenv("REDIS_URL", servers.redis_url)
     monkeypatch.setenv("JWT_SECRET_KEY", "a secret for tests, at least 32 bytes long")
