@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 RIVALS := .venv-bench
 BULLMQ := tests/bench/baselines/bullmq
 
-.PHONY: help up demo faults test test-servers bench compare lint format lock clean
+.PHONY: help up demo faults test test-servers bench compare lint format lock manifests clean
 
 help:            ## what there is to do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -52,6 +52,9 @@ lock:            ## resolve the requirements again (needs uv)
 	    --no-header pyproject.toml --extra local --group build -c requirements/dev.txt -o requirements/local.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	    --no-header --group bench -c requirements/base.txt -o requirements/bench.txt
+
+manifests: $(VENV)/.local    ## Kubernetes' alerts and dashboard again, from deploy/prometheus and deploy/grafana
+	@$(BIN)/python -m deploy.monitoring
 
 clean:           ## forget the virtual environment and the local data
 	rm -rf $(VENV) $(RIVALS) $(BULLMQ)/node_modules .paceline

@@ -310,8 +310,11 @@ def rekey(data_dir: Path) -> None:
 
 
 @paceline.command()
+@click.option(
+    "--as", "process", type=click.Choice(["api", "worker"]), help="Only what this process needs.  [default: everything]"
+)
 @data_dir_option
-def check(data_dir: Path) -> None:
+def check(process: str | None, data_dir: Path) -> None:
     """Configuration and connections, each with its fix.
 
     Of the environment; where that names no servers, of the Paceline that runs on the data directory.
@@ -319,7 +322,7 @@ def check(data_dir: Path) -> None:
     from deploy.check import run
 
     _beside_up(data_dir)
-    sys.exit(0 if run(click.echo) else 1)
+    sys.exit(0 if run(click.echo, process) else 1)
 
 
 run_sandbox.short_help = "An upstream to try things out on."

@@ -109,7 +109,9 @@ def _header(raw: str) -> str:
     except UnicodeEncodeError:
         sendable = False
     if not sendable:
-        raise ValueError("must be text that an HTTP header can hold: no line end, no control character, Latin letters")
+        raise ValueError(
+            "must be the upstream's key, which a header can hold: no line end, no control character, Latin letters"
+        )
     return raw
 
 

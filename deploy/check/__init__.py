@@ -11,16 +11,22 @@ from deploy.check.rules import Finding, Level
 from workers.settings import Settings, problems
 
 
-def run(say: Callable[[str], None]) -> bool:
-    """Check, and say what was found, as it is found. Returns whether all is well."""
+def run(say: Callable[[str], None], process: str | None = None) -> bool:
+    """Check, and say what was found, as it is found. Returns whether all is well.
+
+    process: `api` or `worker`, if only what that process needs is given here: an API need not reach the upstream, and
+    a worker need not have the keys of access tokens.
+    """
     well = True
-    for finding in findings():
+    for finding in findings(with_upstream=process != "api"):
+        if process == "worker" and finding.what == "token keys":
+            continue
         say(str(finding))
         well = well and finding.level is not Level.FAIL
     return well
 
 
-def findings() -> Iterator[Finding]:
+def findings(*, with_upstream: bool = True) -> Iterator[Finding]:
     """Of the environment and of the servers it names."""
     if wrong := problems():
         yield from (Finding(Level.FAIL, "settings", str(error)) for error in wrong)
@@ -31,4 +37,5 @@ def findings() -> Iterator[Finding]:
     yield from postgres.findings(settings)
     yield from redis.findings(settings.redis_url)
     yield from broker.findings(settings)
-    yield from upstream.findings(settings)
+    if with_upstream:
+        yield from upstream.findings(settings)

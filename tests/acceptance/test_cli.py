@@ -97,6 +97,13 @@ def test_check_refuses_an_upstream_where_nobody_listens(servers: Servers | Debia
     assert found.returncode == 1
     [line] = [line for line in found.stdout.splitlines() if line.startswith("FAIL")]
     assert line.startswith("FAIL  upstream answers: http://127.0.0.1:1: cannot connect to")
+    assert paceline("check", "--as", "api", **environ).returncode == 0  # it need not reach the upstream
+
+
+def test_check_as_a_worker_asks_for_no_token_keys(servers: Servers | DebianServers, upstream: Sandbox) -> None:
+    found = paceline("check", "--as", "worker", ONLYFANS_BASE_URL=upstream.url, **servers.environ)
+    assert found.returncode == 0, found.stdout
+    assert "token keys" not in found.stdout
 
 
 def test_check_names_each_fix() -> None:

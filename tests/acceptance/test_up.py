@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import HTTPError
@@ -31,11 +31,12 @@ SECRET = "a secret for tests, at least 32 bytes long"
 class Up:
     """A `paceline up` in a directory of its own, and what its terminal shows."""
 
-    def __init__(self, directory: Path, *arguments: str, **environ: str) -> None:
+    def __init__(self, directory: Path, *arguments: str, command: Sequence[str] = PACELINE, **environ: str) -> None:
         self.directory = directory
+        self.command = command
         self.environ = {"PATH": os.environ["PATH"], **environ}
         self.process = subprocess.Popen(
-            [*PACELINE, "up", "--port", "0", *arguments],
+            [*command, "up", "--port", "0", *arguments],
             cwd=directory, env=self.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.out: list[str] = []
@@ -63,7 +64,7 @@ class Up:
     def run(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """Another command in another terminal in the same directory."""
         return subprocess.run(
-            [*PACELINE, *arguments],
+            [*self.command, *arguments],
             cwd=self.directory, env=self.environ | environ, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
 

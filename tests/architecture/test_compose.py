@@ -114,8 +114,17 @@ def test_secrets_must_be_given(missing: str) -> None:
         environment("api", {**SECRETS, missing: ""})
 
 
+def test_another_upstream_does_not_get_the_sandboxs_key() -> None:
+    another = {**SECRETS, "ONLYFANS_BASE_URL": "https://api.example.com", "ONLYFANS_IDEMPOTENT": "0"}
+    with pytest.raises(BadSetting, match=r"ONLYFANS_API_KEY=.*must be the upstream's key"):
+        Settings.from_env(environment("worker", another))
+    settings = Settings.from_env(environment("worker", {**another, "ONLYFANS_API_KEY": "mine"}))
+    assert settings.onlyfans_api_key == "mine"
+    assert Settings.from_env(environment("worker", SECRETS)).onlyfans_api_key == "sandbox"
+
+
 def test_another_upstream_is_not_taken_for_idempotent() -> None:
-    another = {**SECRETS, "ONLYFANS_BASE_URL": "https://api.example.com"}
+    another = {**SECRETS, "ONLYFANS_BASE_URL": "https://api.example.com", "ONLYFANS_API_KEY": "mine"}
     with pytest.raises(BadSetting, match="must be 1 or 0"):
         Settings.from_env(environment("worker", another))
     assert not Settings.from_env(environment("worker", {**another, "ONLYFANS_IDEMPOTENT": "0"})).onlyfans_idempotent

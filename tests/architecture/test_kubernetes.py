@@ -19,7 +19,9 @@ from wsgiref.simple_server import make_server
 import pytest
 import yaml
 
+from deploy import monitoring
 from deploy.cli import paceline
+from tests.architecture import promql
 from workers import telemetry
 from workers.health import Pulse, beside
 from workers.settings import Settings, variables
@@ -87,7 +89,7 @@ def named(document: Object) -> str:
 WORKLOADS = {named(document): document for document in of_kind("Deployment", "Job")}
 PODS = {name: document["spec"]["template"] for name, document in WORKLOADS.items()}
 SECRET = of_kind("Secret")[0]["stringData"]
-CONFIG = of_kind("ConfigMap")[0]["data"]
+CONFIG = next(document["data"] for document in of_kind("ConfigMap") if "paceline.json" not in document["data"])
 every_workload = pytest.mark.parametrize("name", sorted(WORKLOADS))
 
 
@@ -412,3 +414,23 @@ def test_files_alone_say_the_same() -> None:
 
     assert outline(written()) == outline(OBJECTS)
     assert json.dumps(OBJECTS)  # no anchors, no dates: plain data
+
+
+# Alerts and dashboard
+
+
+@pytest.mark.parametrize("name", sorted(monitoring.manifests()))
+def test_manifests_are_those_of_prometheus_and_grafana(name: str) -> None:
+    """`make manifests` brings them up to date."""
+    assert (monitoring.COMPONENT / name).read_text() == monitoring.manifests()[name]
+
+
+def test_the_cluster_gets_every_rule_and_the_whole_dashboard() -> None:
+    rules = of_kind("PrometheusRule")
+    found = [group for document in rules for group in document["spec"]["groups"]]
+    wanted = [group for name in ("alerts.yml", "rules.yml") for group in promql.groups(name)]
+    assert sorted(found, key=str) == sorted(wanted, key=str)
+    (dashboard,) = (document for document in of_kind("ConfigMap") if "paceline.json" in document["data"])
+    source = (ROOT / "deploy" / "grafana" / "dashboards" / "paceline.json").read_text()
+    assert json.loads(dashboard["data"]["paceline.json"]) == json.loads(source)
+    assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"

@@ -4,6 +4,7 @@ silent, and says what to do. What an expression means is promtool's to say, from
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.architecture.promql import PROMETHEUS, ROOT
 
 CONFIG = (PROMETHEUS / "prometheus.yml").read_text()
 RECORDED = promql.recorded()
+DOCUMENTATION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Documentation"]
 ALERTS: dict[str, dict[str, Any]] = {
     rule["alert"]: rule for group in promql.groups("alerts.yml") for rule in group["rules"]
 }
@@ -159,7 +161,7 @@ def test_name_says_which_labels_are_left(name: str) -> None:
 @pytest.mark.parametrize("name", ALERTS)
 def test_alert_says_what_is_seen_why_and_what_to_do(name: str) -> None:
     alert = ALERTS[name]
-    assert set(alert["annotations"]) == {"summary", "description", "first_step", "runbook"}
+    assert set(alert["annotations"]) == {"summary", "description", "first_step", "runbook_url"}
     assert all(text.strip() == text and len(text) > 20 for text in alert["annotations"].values())
     assert set(alert["labels"]) == {"severity"}
     assert alert["labels"]["severity"] in {"page", "ticket"}
@@ -181,6 +183,9 @@ def test_alert_waits_before_it_calls(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALERTS)
 def test_runbook_exists(name: str) -> None:
-    page, _, anchor = ALERTS[name]["annotations"]["runbook"].partition("#")
+    """At an absolute address, which whoever is called can follow from wherever the call reached them."""
+    page, _, anchor = ALERTS[name]["annotations"]["runbook_url"].partition("#")
     assert anchor == name.lower()
-    assert re.search(rf"^#+ {name}$", (ROOT / page).read_text(), re.MULTILINE)
+    assert page.startswith(f"{DOCUMENTATION}/")
+    text = (ROOT / "docs" / page.removeprefix(f"{DOCUMENTATION}/")).read_text()
+    assert re.search(rf"^#+ {name}$", text, re.MULTILINE)
