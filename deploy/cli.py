@@ -137,10 +137,14 @@ def demo(messages: int, rate_limit: str) -> None:
 @click.option("--pacers", type=click.IntRange(1, 16), default=2, show_default=True)
 @click.option("--idempotent/--no-idempotent", default=True, help="Whether the upstream honours the Idempotency-Key.")
 @click.option("--history/--no-history", default=True, help="Whether the upstream can be asked what arrived.")
+@click.option("--keeps", help="What that history makes of texts.  [default: trimmed,nfc,lf,html]")
+@click.option("--authors/--no-authors", default=True, help="Whether that history says who wrote each message.")
 @click.option("--kills", type=click.IntRange(0), help="Of single processes.  [default: 10 per minute]")
 @click.option("--hangs", type=click.IntRange(0), help="[default: 2 per minute]")
 @click.option("--redis-losses", type=click.IntRange(0), help="[default: 3 per 2 minutes]")
+@click.option("--redis-failbacks", type=click.IntRange(0), help="To another and back.  [default: 1 per 2 minutes]")
 @click.option("--postgres-restarts", type=click.IntRange(0), help="[default: 1 per 2 minutes]")
+@click.option("--outages", type=click.IntRange(0), help="Of the upstream.  [default: 1 per minute, 3 at least]")
 @click.option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),

@@ -13,6 +13,7 @@ from functools import partial
 
 import psycopg
 
+from deploy.faults.evidence import UNAVAILABLE
 from deploy.faults.http import Http, NoAnswer
 from deploy.faults.schedule import POSTGRES, Event, Kind
 from deploy.servers import Breakable
@@ -25,6 +26,9 @@ RATES: Mapping[str, float] = {
     "cut_before": 0.01,
     "cut_midway": 0.005,
     "hang:3": 0.01,
+    "swallow:3": 0.005,
+    "in_use:1.2": 0.01,
+    "in_use_cut:1": 0.015,
     "drip:1": 0.005,
     "garbage": 0.01,
     "no_id": 0.005,
@@ -32,7 +36,8 @@ RATES: Mapping[str, float] = {
     "status:500": 0.01,
     "status:429": 0.01,
 }
-"""How the upstream misbehaves throughout. Everything that it accepts at all, it accepts within the send timeout."""
+"""How the upstream misbehaves throughout. Everything that it accepts at all, it accepts and shows within the send
+timeout."""
 BURST: Mapping[str, float] = {
     "status:503": 0.3,
     "cut": 0.15,
@@ -43,6 +48,12 @@ BURST: Mapping[str, float] = {
 }
 GROWN_UP_S = 2.0
 """A process is killed or stopped once it is this old: one that is only importing modules has nothing to lose."""
+AWAY: Mapping[Kind, Mapping[str, object]] = {
+    Kind.UPSTREAM_REFUSES: {},
+    Kind.UPSTREAM_UNAVAILABLE: {"kind": "status", "status": 503, "retry_after_s": 1, "error": UNAVAILABLE},
+    Kind.UPSTREAM_SILENT: {"kind": "swallow"},
+}
+"""What its outages look like, in the words of its control API."""
 TRY_AGAIN_S = 0.3
 GIVE_UP_S = 30.0
 
@@ -124,6 +135,9 @@ class Chaos:
             case Kind.REDIS_STOPPED:
                 servers.valkey.send_signal(signal.SIGSTOP)
                 self._after(event.for_s, partial(servers.valkey.send_signal, signal.SIGCONT))
+            case Kind.REDIS_FAILED_OVER:
+                servers.valkey.fail_over()
+                self._after(event.for_s, servers.valkey.fail_back)
             case Kind.POSTGRES_RESTARTED:
                 servers.postgres.stop()
                 self._after(event.for_s, partial(_insist, servers.postgres.start))
@@ -138,8 +152,9 @@ class Chaos:
                 session = psycopg.connect(self._stack.settings.database_url, connect_timeout=10)
                 session.execute("LOCK TABLE attempts IN SHARE ROW EXCLUSIVE MODE")
                 self._after(event.for_s, session.close)
-            case Kind.UPSTREAM_OUTAGE:
-                self._upstream.until_answered("POST", "/_sandbox/outage", {"for_s": event.for_s})
+            case Kind.UPSTREAM_REFUSES | Kind.UPSTREAM_UNAVAILABLE | Kind.UPSTREAM_SILENT:
+                outage = {"for_s": event.for_s, **AWAY[event.kind]}
+                self._upstream.until_answered("POST", "/_sandbox/outage", outage)
             case Kind.UPSTREAM_BURST:
                 self._misbehave(BURST)
                 self._after(event.for_s, partial(self._misbehave, RATES))

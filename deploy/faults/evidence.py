@@ -14,6 +14,9 @@ READERS = 4
 PLAINLY_S = 1.0
 """A message recorded as sent this long after its acceptance upstream has a story to tell: somebody had to find out."""
 FOUND, ABSENT = "unknown, then found in the history", "unknown, then not found in the history"
+BURNT = "burnt by an outage"
+UNAVAILABLE = "Away, says the fault suite"
+"""The words of the upstream's 503 with Retry-After."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +32,8 @@ class Told:
 @dataclass(frozen=True, slots=True)
 class Arrival:
     """A request as the upstream has it in its ledger. message_id: its Idempotency-Key, noted whether it is honoured or
-    not. at_ns: by the upstream's clock, which judges; wall_s: by the one on its wall (Unix time). full: the account's
-    window was full when it arrived."""
+    not, without the number that a message's second key has. at_ns: by the upstream's clock, which judges; wall_s: by
+    the one on its wall (Unix time). full: the account's window was full when it arrived."""
 
     at_ns: int
     key: str
@@ -43,25 +46,27 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Evidence:
-    """posted: what got a 202, each account's in the order of acceptance."""
+    """posted: what got a 202, each account's in the order of acceptance. unclear: chats, by API key and recipient, in
+    which nobody can find out what became of an unknown outcome."""
 
     posted: tuple[Posted, ...]
     told: Mapping[str, Told]
     arrivals: tuple[Arrival, ...]
+    unclear: frozenset[tuple[str, str]] = frozenset()
 
     @cached_property
     def by_id(self) -> Mapping[str, Posted]:
         return {posted.message_id: posted for posted in self.posted}
 
 
-def collect(api: Http, upstream: Http, posted: Iterable[Posted]) -> Evidence:
+def collect(api: Http, upstream: Http, posted: Iterable[Posted], unclear: Iterable[tuple[str, str]] = ()) -> Evidence:
     """Ask both sides. For when all is over, or is not going to be."""
     entries = upstream.until_answered("GET", "/_sandbox/ledger")["entries"]
     arrivals = tuple(
         Arrival(
             at_ns=round(entry["at"] * 1e9),
             key=entry["key"],
-            message_id=entry["idempotency_key"],
+            message_id=_message_id(entry["idempotency_key"]),
             verdict=entry["verdict"],
             wall_s=datetime.fromisoformat(entry["wall"]).timestamp(),
             full=entry["overshoot"],
@@ -74,11 +79,15 @@ def collect(api: Http, upstream: Http, posted: Iterable[Posted]) -> Evidence:
     with ThreadPoolExecutor(READERS, thread_name_prefix="reader") as readers:
         stories = dict(readers.map(lambda id: (id, _attempts(api, id)), _eventful(messages, entries)))
     told = {id: Told(message["status"], reasons.get(id), stories.get(id, ())) for id, message in messages.items()}
-    return Evidence(tuple(posted), told, arrivals)
+    return Evidence(tuple(posted), told, arrivals, frozenset(unclear))
+
+
+def _message_id(idempotency_key: str | None) -> str | None:
+    return idempotency_key and idempotency_key.partition(".")[0]
 
 
 def _eventful(messages: Mapping[str, Mapping[str, Any]], entries: list[dict[str, Any]]) -> list[str]:
-    accepted = {entry["idempotency_key"]: entry for entry in entries if entry["verdict"] == "accepted"}
+    accepted = {_message_id(entry["idempotency_key"]): entry for entry in entries if entry["verdict"] == "accepted"}
     return [
         id
         for id, message in messages.items()
@@ -98,15 +107,20 @@ def _seconds_between(earlier: str, later: str) -> float:
 
 def _attempts(api: Http, message_id: str) -> tuple[str | None, ...]:
     found = api.until_answered("GET", f"/messages/{message_id}")["attempts"]
-    return tuple(_outcome(attempt["outcome"], attempt["error"] or "") for attempt in found)
+    return tuple(understood(attempt["outcome"], attempt["error"] or "", attempt["httpStatus"]) for attempt in found)
 
 
-def _outcome(outcome: str | None, error: str) -> str | None:
-    """Those that were unknown until somebody looked them up still are, for us, with what was found."""
+def understood(outcome: str | None, error: str, status: int | None) -> str | None:
+    """An attempt on record, as we see it.
+
+    Those that were unknown until somebody looked them up still are, for us, with what was found. One of which nothing
+    left, or which an upstream that was away refused unread, should not be on record as an attempt.
+    """
     for words, finding in (("looked up: it arrived", FOUND), ("looked up: it did not arrive", ABSENT)):
         if words in error:
             return finding
-    return outcome
+    nothing_left = status is None and outcome in ("failed", "unavailable")
+    return BURNT if nothing_left or error.startswith(UNAVAILABLE) else outcome
 
 
 def _messages(api: Http) -> Iterable[dict[str, Any]]:

@@ -4,29 +4,35 @@ It takes nobody's word for the windows: it counts every request that reached the
 included, where the sandbox itself counts only those that it accepted.
 """
 
+import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from deploy.faults.evidence import ABSENT, FOUND, Arrival, Evidence, Told
+from deploy.faults.evidence import ABSENT, BURNT, FOUND, Arrival, Evidence, Told
 from deploy.faults.load import Posted
+from deploy.faults.mail import Mail, api_key
 from deploy.faults.schedule import LONGEST_LEASE_S, Limit
 
 MILLISECOND_S = 0.0011
 """The ledger's wall clock and the API's times are rounded to it."""
 OVER = ("sent", "failed", "cancelled", "expired")
-NOT_ARRIVED = ("cancelled", "expired", "failed: rejected")
+NOT_ARRIVED = ("cancelled", "expired", "failed: rejected", "failed: recipient_refused")
 """What a caller is told of a message that has not arrived, and is not going to."""
+FIRST_REST_S, SPARE_TRIES = 0.25, 4
+"""A line that is throttled again and again rests at least so long the first time, and twice as long each time after;
+and a few requests more than that may be on record, where a worker died before it had written down the answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """accepted: messages that got a 202. ended: how many of them ended how. unresolved: those in no final state.
-    lost, twice, strays, misordered, mistimed: findings, one line each, for people.
+    lost, twice, strays, misordered, mistimed, unexpected, burnt, pressed: findings, one line each, for people.
 
     lost: not known any more, in no final state, `sent` without having arrived, or arrived and told otherwise.
     strays: arrived without ever having been accepted from anybody. mistimed: before their sendAt, or after their
-    expiresAt.
+    expiresAt. unexpected: given up, without a recipient who refuses or an outcome that nobody can find out. burnt: an
+    outage cost attempts. pressed: tried more often than a line may be that is throttled each time.
     overshoot: requests beyond a limit in some rolling period. worst: the most in any period, by limit and API key.
     unknowns: how attempts with an unknown outcome were resolved. doubtful: given up as `retries_exhausted`, and
     arrived.
@@ -40,6 +46,9 @@ class Verdict:
     strays: Sequence[str]
     misordered: Sequence[str]
     mistimed: Sequence[str]
+    unexpected: Sequence[str]
+    burnt: Sequence[str]
+    pressed: Sequence[str]
     doubtful: Sequence[str]
     overshoot: int
     worst: Mapping[Limit, Mapping[str, int]]
@@ -52,7 +61,10 @@ class Verdict:
     @property
     def holds(self) -> bool:
         """Whether every guarantee that the suite puts to the test held."""
-        found = (self.lost, self.twice, self.strays, self.misordered, self.mistimed)
+        found = (
+            self.lost, self.twice, self.strays, self.misordered, self.mistimed,
+            self.unexpected, self.burnt, self.pressed,
+        )  # fmt: skip
         return not (any(found) or self.overshoot)
 
 
@@ -76,6 +88,9 @@ def judge(evidence: Evidence, limits: Sequence[Limit]) -> Verdict:
         strays=[f"{id} arrived, and nobody had been told 202" for id in accepted if id not in known],
         misordered=list(_misorders(evidence, accepted)),
         mistimed=list(_mistimes(evidence, arrivals)),
+        unexpected=list(_unexpected(evidence)),
+        burnt=list(_burnt(evidence)),
+        pressed=list(_pressed(evidence, arrivals)),
         doubtful=[
             f"{posted.message_id} was given up, and had arrived"
             for posted in evidence.posted
@@ -156,6 +171,36 @@ def _mistimes(evidence: Evidence, arrivals: Sequence[Arrival]) -> Iterable[str]:
             yield f"{posted.message_id} arrived {mail.send_in_s - age_s:.3f} s before its sendAt"
         if mail.expires_in_s is not None and age_s > mail.expires_in_s + LONGEST_LEASE_S:
             yield f"{posted.message_id} arrived {age_s - mail.expires_in_s:.3f} s after its expiresAt"
+
+
+def _unexpected(evidence: Evidence) -> Iterable[str]:
+    """Dead letters that need not be, and those that have the wrong reason."""
+    for posted in evidence.posted:
+        told, mail = evidence.told.get(posted.message_id), posted.mail
+        if told is None or told.status != "failed":
+            continue
+        unclear = told.reason == "outcome_unknown" and (api_key(mail.account), mail.recipient) in evidence.unclear
+        if not unclear and not (told.reason == "recipient_refused" and mail.refused):
+            yield f"{posted.message_id} to {mail.account}/{mail.recipient} is {_ending(told)}"
+
+
+def _burnt(evidence: Evidence) -> Iterable[str]:
+    for id, told in evidence.told.items():
+        if attempts := told.attempts.count(BURNT):
+            yield f"{id} lost {attempts} attempts to an outage"
+
+
+def _pressed(evidence: Evidence, arrivals: Sequence[Arrival]) -> Iterable[str]:
+    tries = Counter(arrival.message_id for arrival in arrivals)
+    for posted in evidence.posted:
+        number, mail = tries[posted.message_id], posted.mail
+        if mail.throttled and number > _most_tries(mail):
+            yield f"{posted.message_id} was tried {number} times in {mail.expires_in_s} s at a chat that throttles"
+
+
+def _most_tries(mail: Mail) -> float:
+    assert mail.expires_in_s is not None, "what can never be sent must end by its expiresAt"
+    return 1 + math.log2(1 + mail.expires_in_s / FIRST_REST_S) + SPARE_TRIES
 
 
 def _unknowns(told: Iterable[Told]) -> Counter[str]:

@@ -1,6 +1,7 @@
 """The callers: they post what is planned, repeat under the same Idempotency-Key until there is a 202, and cancel some.
+And the fans, who write into the same chats upstream.
 
-What they have been told is what Paceline is held to.
+What the callers have been told is what Paceline is held to.
 """
 
 import threading
@@ -9,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 from deploy.faults.http import PAUSE_S, Http, NoAnswer
-from deploy.faults.mail import Mail
+from deploy.faults.mail import Mail, Said, api_key
 
 CALLERS = 4
 RUSH = 12
@@ -33,9 +35,11 @@ class Load:
     """Posts from threads of its own, each caller in charge of some accounts: within an account one after the other, so
     that the order of acceptance is known."""
 
-    def __init__(self, api: Http, mails: list[Mail], until_s: float) -> None:
+    def __init__(self, api: Http, upstream: Http, mails: list[Mail], said: list[Said], until_s: float) -> None:
         self._api = api
+        self._upstream = upstream
         self._mails = mails
+        self._said = said
         self._until_s = until_s
         self._lock = threading.Lock()
         self._hurried = threading.Condition()
@@ -45,6 +49,7 @@ class Load:
         self._repeated = 0
         self._callers = ThreadPoolExecutor(CALLERS, thread_name_prefix="caller")
         self._cancellers = ThreadPoolExecutor(1, thread_name_prefix="canceller")
+        self._fans = ThreadPoolExecutor(1, thread_name_prefix="fans")
 
     def start(self) -> None:
         began_s = time.monotonic()
@@ -55,6 +60,7 @@ class Load:
             for share in shares
         ]
         self._futures.append(self._cancellers.submit(self._cancel_all))
+        self._futures.append(self._fans.submit(self._say_all, began_s))
 
     def stop(self) -> None:
         """Give up what has not been accepted yet."""
@@ -63,6 +69,7 @@ class Load:
             self._hurried.notify_all()
         self._callers.shutdown(cancel_futures=True)
         self._cancellers.shutdown(cancel_futures=True)
+        self._fans.shutdown(cancel_futures=True)
 
     def hurry(self) -> None:
         """Post the next few now: something is about to happen to whoever accepts them."""
@@ -72,7 +79,8 @@ class Load:
 
     @property
     def over(self) -> bool:
-        """Whether every message has been posted and every cancellation asked for. Raises what went wrong with that."""
+        """Whether every message has been posted, every cancellation asked for, and all that fans write written. Raises
+        what went wrong with that."""
         return all(future.done() and future.result() is None for future in self._futures)
 
     @property
@@ -125,6 +133,16 @@ class Load:
             time.sleep(PAUSE_S)
         with self._lock:
             self._refused.append((mail, words))
+
+    def _say_all(self, began_s: float) -> None:
+        for said in self._said:
+            with self._hurried:
+                wait_s = max(0.0, began_s + said.at_s - time.monotonic())
+                self._hurried.wait_for(lambda: not self._until_s, wait_s)
+            if time.monotonic() > self._until_s:
+                return
+            path = f"/_sandbox/chats/{quote(said.recipient, safe='')}/messages"
+            self._upstream.until_answered("POST", path, {"key": api_key(said.account), "text": said.text})
 
     def _cancel_all(self) -> None:
         due: dict[str, float] = {}

@@ -24,7 +24,8 @@ def show(
     table.add_column(justify="right")
     table.add_column(overflow="fold")
     upstream = "idempotent" if options.idempotent else "not idempotent"
-    history = "with history" if options.history else "without history"
+    authors = "and names authors" if options.authors else "without authors"
+    history = f"its history keeps texts {options.keeps} {authors}" if options.history else "without history"
     table.add_row("seed", str(options.seed), f"{options.accounts} accounts; upstream {upstream}, {history}")
     table.add_row("wall time", f"{wall_s:.0f} s", f"{options.workers} workers, {options.pacers} pacers")
     table.add_section()
@@ -40,6 +41,11 @@ def show(
     table.add_row("overshoot", _good_if_none(verdict.overshoot), "requests beyond a limit in some rolling period")
     table.add_row("out of order", _good_if_none(len(verdict.misordered)), "per account, recipient and priority")
     table.add_row("out of time", _good_if_none(len(verdict.mistimed)), "before the sendAt, or after the expiresAt")
+    table.add_row(
+        "needless dead letters", _good_if_none(len(verdict.unexpected)), "not refused, and not past finding out"
+    )
+    table.add_row("attempts burnt", _good_if_none(len(verdict.burnt)), "messages that lost attempts to an outage")
+    table.add_row("pressed", _good_if_none(len(verdict.pressed)), "tried too often at a chat that throttles")
     table.add_section()
     for limit, worst in verdict.worst.items():
         table.add_row(f"worst window, {limit.theirs}", str(max(worst.values(), default=0)), _windows(worst, limit))
@@ -52,7 +58,7 @@ def show(
     for kind in Kind:
         table.add_row(str(kind), str(done.get(kind, 0)), "")
     console.print(table)
-    for title in ("lost", "twice", "strays", "misordered", "mistimed", "doubtful"):
+    for title in ("lost", "twice", "strays", "misordered", "mistimed", "unexpected", "burnt", "pressed", "doubtful"):
         for finding in getattr(verdict, title)[:SHOWN]:
             console.print(f"{title}: {finding}", style="red")
     console.print("[green]Every guarantee held.[/]" if verdict.holds else "[red]Not every guarantee held.[/]")

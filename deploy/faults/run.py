@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -21,9 +21,6 @@ from deploy.faults.schedule import SEND_TIMEOUT_S, Kind, Options, plan
 from deploy.servers import Breakable
 from deploy.servers.places import throwaway_directory
 from deploy.stack import Stack
-from ratelimit import Limits
-from workers.bootstrap import build
-from workers.store import accounts
 
 GRACE = 0.5
 """Of the run, on top of it: how long the last messages may take before they count as lost."""
@@ -51,9 +48,10 @@ def run(
         breakable = servers or stack.servers
         assert breakable is not None, "somebody must hold the servers that are to be broken"
         api = _api(stack, options)
-        _create_accounts(stack, options)
+        _create_accounts(api, options)
         until_s = time.monotonic() + options.duration_s * (1 + GRACE) + GRACE_S
-        load = Load(api, mail.write(options), until_s)
+        upstream, mails, said = Http(stack.sandbox_url), mail.write(options), mail.talk(options)
+        load = Load(api, upstream, mails, said, until_s)
         chaos = Chaos(stack, breakable, plan(options), options.seed, load.hurry)
         chaos.start()
         load.start()
@@ -63,7 +61,7 @@ def run(
             )
         finally:
             load.stop()
-        evidence = collect(api, Http(stack.sandbox_url), load.posted)
+        evidence = collect(api, upstream, load.posted, _unclear(options, mails, said))
     verdict = judge(evidence, options.limits)
     report.show(
         console,
@@ -77,6 +75,17 @@ def run(
     return verdict
 
 
+def _unclear(options: Options, mails: Iterable[mail.Mail], said: Iterable[mail.Said]) -> set[tuple[str, str]]:
+    """The chats in which nobody could find out what became of an unknown outcome: without keys and history that is all
+    of them, without authors those in which the fan writes, too."""
+    chats: list[mail.Mail | mail.Said] = []
+    if not options.history and not options.idempotent:
+        chats += mails
+    if options.history and not options.authors:
+        chats += said
+    return {(mail.api_key(one.account), one.recipient) for one in chats}
+
+
 def _stack(directory: Path, options: Options, environ: Mapping[str, str]) -> Stack:
     sandbox = [
         "--limits",
@@ -88,6 +97,7 @@ def _stack(directory: Path, options: Options, environ: Mapping[str, str]) -> Sta
     ]
     sandbox += [] if options.idempotent else ["--no-idempotent"]
     sandbox += [] if options.history else ["--no-history"]
+    sandbox += ["--keeps", options.keeps, "--authors" if options.authors else "--no-authors"]
     settings = {
         "RATE_LIMIT": _ours(options),
         "API_RATE_LIMIT": "off",
@@ -135,14 +145,11 @@ def _api(stack: Stack, options: Options) -> Http:
     return Http(f"{stack.url}/api/onlyfans/messaging", {"Authorization": f"Bearer {token}"})
 
 
-def _create_accounts(stack: Stack, options: Options) -> None:
-    """Directly, so that each has a key and with it a window of its own upstream."""
-    adapters = build(stack.settings, name="paceline faults")
-    limits = Limits.parse(_ours(options))
+def _create_accounts(api: Http, options: Options) -> None:
+    """Each with the key that has a window upstream."""
     for name in mail.accounts(options):
-        accounts.put(adapters.db, name, limits=limits, sealed_key=adapters.vault.seal(mail.api_key(name)))
-        adapters.tokens.open_new(name)
-    adapters.close()
+        account = {"limits": _ours(options), "credentials": {"apiKey": mail.api_key(name)}}
+        api.until_answered("PUT", f"/accounts/{name}", account)
 
 
 def _await_end(

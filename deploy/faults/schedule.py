@@ -24,27 +24,35 @@ class Kind(StrEnum):
     REDIS_EMPTIED = "Redis emptied"
     REDIS_KILLED = "Redis killed, back empty"
     REDIS_STOPPED = "Redis stopped for a while"
+    REDIS_FAILED_OVER = "Redis failed over, and back"
     POSTGRES_RESTARTED = "PostgreSQL restarted"
     POSTGRES_CRASHED = "PostgreSQL crashed, restarted"
     POSTGRES_STOPPED = "PostgreSQL stopped for a while"
     POSTGRES_LOCKED = "PostgreSQL keeps claims waiting"
-    UPSTREAM_OUTAGE = "upstream away"
+    UPSTREAM_REFUSES = "upstream away: connections refused"
+    UPSTREAM_UNAVAILABLE = "upstream away: 503 with Retry-After"
+    UPSTREAM_SILENT = "upstream away: no answer"
     UPSTREAM_BURST = "upstream burst of errors"
 
 
 PROCESSES = (Kind.KILL, Kind.TERMINATE, Kind.HANG)
 POSTGRES = (Kind.POSTGRES_RESTARTED, Kind.POSTGRES_CRASHED, Kind.POSTGRES_STOPPED)
 REDIS_LOSSES = (Kind.REDIS_EMPTIED, Kind.REDIS_KILLED)
+OUTAGES = (Kind.UPSTREAM_REFUSES, Kind.UPSTREAM_UNAVAILABLE, Kind.UPSTREAM_SILENT)
 LASTS_S = {
     Kind.REDIS_KILLED: (0.5, 2.0),
     Kind.REDIS_STOPPED: (2.5, 4.0),
+    # Long enough for a rebuild, and for the second server to lend tokens of which the first one never hears.
+    Kind.REDIS_FAILED_OVER: (5.0, 7.0),
     Kind.POSTGRES_RESTARTED: (0.5, 2.0),
     Kind.POSTGRES_CRASHED: (0.2, 1.0),
     Kind.POSTGRES_STOPPED: (2.0, 4.0),
     # For longer than a loan, and until its token is somebody else's: a claim that waited for its COMMIT that long must
     # not be sent when it comes.
     Kind.POSTGRES_LOCKED: (LONGEST_LEASE_S + 3.5, LONGEST_LEASE_S + 5),
-    Kind.UPSTREAM_OUTAGE: (2.0, 4.0),
+    Kind.UPSTREAM_REFUSES: (4.0, 10.0),
+    Kind.UPSTREAM_UNAVAILABLE: (4.0, 10.0),
+    Kind.UPSTREAM_SILENT: (2.0, 4.0),
     Kind.UPSTREAM_BURST: (2.0, 5.0),
 }
 """From, to. Shorter in a run that has no room for them."""
@@ -80,7 +88,11 @@ class Limit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What a run is made of. kills, hangs, redis_losses and postgres_restarts count single processes and servers."""
+    """What a run is made of. kills, hangs, redis_losses, redis_failbacks, postgres_restarts and outages count single
+    processes and servers.
+
+    keeps, authors: what the upstream's history makes of a text, and whether it says who wrote it (see the sandbox).
+    """
 
     messages: int
     minutes: float
@@ -90,21 +102,28 @@ class Options:
     pacers: int = 2
     idempotent: bool = True
     history: bool = True
+    keeps: str = "trimmed,nfc,lf,html"
+    authors: bool = True
     kills: int
     hangs: int
     redis_losses: int
+    redis_failbacks: int
     postgres_restarts: int
+    outages: int
 
     @classmethod
-    def scaled(cls, messages: int, minutes: float, seed: int, **given: int | bool | None) -> "Options":
+    def scaled(cls, messages: int, minutes: float, seed: int, **given: int | bool | str | None) -> "Options":
         """Those not given (or None) follow from the size of the run: per minute 10 kills, 2 hangs, 1.5 losses of
-        Redis, half a restart of PostgreSQL; an account per 200 messages."""
+        Redis, half a failover of Redis and back, half a restart of PostgreSQL, an outage of the upstream; an account
+        per 200 messages."""
         scaled = {
-            "accounts": max(3, min(1000, round(messages / 200))),
+            "accounts": max(4, min(1000, round(messages / 200))),
             "kills": max(6, round(10 * minutes)),
             "hangs": max(2, round(2 * minutes)),
             "redis_losses": max(2, round(1.5 * minutes)),
+            "redis_failbacks": max(1, round(minutes / 2)),
             "postgres_restarts": max(2, round(minutes / 2)),
+            "outages": max(3, round(minutes)),
         }
         chosen = {name: value for name, value in given.items() if value is not None}
         return cls(messages=messages, minutes=minutes, seed=seed, **(scaled | chosen))  # type: ignore[arg-type]
@@ -115,9 +134,10 @@ class Options:
 
     @property
     def limits(self) -> tuple[Limit, Limit]:
-        """Of every account: tight enough that its messages take most of the run, and every mistake shows."""
-        per_account = max(1, -(-self.messages // self.accounts))
-        one_ms = max(100, min(10_000, round(1000 * PACE * self.duration_s / per_account)))
+        """Of every account: tight enough that its messages take most of the run, and every mistake shows. Two accounts
+        share what one has."""
+        per_key = max(1, -(-self.messages // max(1, self.accounts - 1)))
+        one_ms = max(100, min(10_000, round(1000 * PACE * self.duration_s / per_key)))
         return Limit(FEW, round(0.8 * FEW * one_ms)), Limit(MANY, MANY * one_ms)
 
 
@@ -159,7 +179,9 @@ def _of_servers(options: Options, chance: random.Random, until_s: float) -> list
         Kind.POSTGRES_RESTARTED if n % 2 == 0 else Kind.POSTGRES_CRASHED for n in range(options.postgres_restarts)
     ]
     kinds += max(1, options.postgres_restarts // 2) * [Kind.POSTGRES_STOPPED, Kind.POSTGRES_LOCKED]
-    kinds += max(1, options.redis_losses // 3) * [Kind.REDIS_STOPPED, Kind.UPSTREAM_OUTAGE, Kind.UPSTREAM_BURST]
+    kinds += max(1, options.redis_losses // 3) * [Kind.REDIS_STOPPED, Kind.UPSTREAM_BURST]
+    kinds += options.redis_failbacks * [Kind.REDIS_FAILED_OVER]
+    kinds += [OUTAGES[n % len(OUTAGES)] for n in range(options.outages)]
     chance.shuffle(kinds)
     lasts_s = [chance.uniform(*LASTS_S.get(kind, (0.0, 0.0))) for kind in kinds]
     room_s = until_s - FAULTS_FROM_S

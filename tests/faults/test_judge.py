@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from deploy.faults import report
-from deploy.faults.evidence import ABSENT, FOUND, Arrival, Evidence, Told
+from deploy.faults.evidence import ABSENT, BURNT, FOUND, UNAVAILABLE, Arrival, Evidence, Told, collect, understood
 from deploy.faults.judge import Verdict, judge
 from deploy.faults.load import Posted
 from deploy.faults.mail import Mail
@@ -33,8 +33,10 @@ def arrival(id: str | None, at_s: float, verdict: str = "accepted", **more: obje
     return Arrival(**(known | more))  # type: ignore[arg-type]
 
 
-def verdict_on(posts: list[Posted], told: dict[str, Told], arrivals: list[Arrival]) -> Verdict:
-    return judge(Evidence(tuple(posts), told, tuple(arrivals)), [LIMIT])
+def verdict_on(
+    posts: list[Posted], told: dict[str, Told], arrivals: list[Arrival], *unclear: tuple[str, str]
+) -> Verdict:
+    return judge(Evidence(tuple(posts), told, tuple(arrivals), frozenset(unclear)), [LIMIT])
 
 
 def all_sent(*ids: str) -> dict[str, Told]:
@@ -43,13 +45,14 @@ def all_sent(*ids: str) -> dict[str, Told]:
 
 def test_a_clean_run_holds() -> None:
     verdict = verdict_on(
-        [posted("m1"), posted("m2"), posted("m3", told_cancelled=True), posted("m4"), posted("m5")],
-        all_sent("m1", "m2") | {"m3": Told("cancelled"), "m4": Told("expired"), "m5": Told("failed", "rejected")},
+        [posted("m1"), posted("m2"), posted("m3", told_cancelled=True), posted("m4"), posted("m5", "blocked-1")],
+        all_sent("m1", "m2")
+        | {"m3": Told("cancelled"), "m4": Told("expired"), "m5": Told("failed", "recipient_refused")},
         [arrival("m1", 0), arrival("m2", 0), arrival("m2", 10, "replayed")],
     )
     assert verdict.holds
     assert (verdict.accepted, verdict.unresolved, verdict.overshoot, verdict.worst[LIMIT]) == (5, 0, 0, {"key-of-a": 2})
-    assert verdict.ended == {"sent": 2, "cancelled": 1, "expired": 1, "failed: rejected": 1}
+    assert verdict.ended == {"sent": 2, "cancelled": 1, "expired": 1, "failed: recipient_refused": 1}
 
 
 @pytest.mark.parametrize(
@@ -64,6 +67,7 @@ def test_a_clean_run_holds() -> None:
         (Told("cancelled"), True, "m1 is said to be cancelled, and has arrived"),
         (Told("expired"), True, "m1 is said to be expired, and has arrived"),
         (Told("failed", "rejected"), True, "m1 is said to be failed: rejected, and has arrived"),
+        (Told("failed", "recipient_refused"), True, "m1 is said to be failed: recipient_refused, and has arrived"),
     ],
 )
 def test_a_lost_message_is_found(told: Told | None, arrived: bool, words: str) -> None:
@@ -88,14 +92,60 @@ def test_a_cancellation_that_was_told_and_not_kept_is_found() -> None:
     assert list(verdict.lost) == ["m1 was said to be cancelled, and is sent"]
 
 
-def test_an_unknown_outcome_left_to_a_person_is_no_loss() -> None:
+def test_an_unknown_outcome_is_left_to_a_person_only_where_nobody_could_find_out() -> None:
+    told = {"m1": Told("failed", "outcome_unknown")}
     for arrivals in ([], [arrival("m1", 0)]):
-        assert verdict_on([posted("m1")], {"m1": Told("failed", "outcome_unknown")}, arrivals).holds
+        assert verdict_on([posted("m1", "fan")], told, arrivals, ("key-of-a", "fan")).holds
+        verdict = verdict_on([posted("m1", "fan")], told, arrivals, ("key-of-b", "fan"), ("key-of-a", "other"))
+        assert list(verdict.unexpected) == ["m1 to a/fan is failed: outcome_unknown"]
+        assert not verdict.holds
+
+
+@pytest.mark.parametrize(
+    ("recipient", "reason", "needless"),
+    [
+        ("fan", "rejected", True),
+        ("fan", "recipient_refused", True),
+        ("fan", "retries_exhausted", True),
+        ("blocked-0", "recipient_refused", False),
+        ("gone-0", "recipient_refused", False),
+        ("blocked-0", "rejected", True),
+        ("gone-0", "retries_exhausted", True),
+        ("jammed-0", "recipient_refused", True),
+    ],
+)
+def test_a_dead_letter_needs_its_reason(recipient: str, reason: str, needless: bool) -> None:
+    verdict = verdict_on([posted("m1", recipient, expires_in_s=9.0)], {"m1": Told("failed", reason)}, [])
+    assert list(verdict.unexpected) == ([f"m1 to a/{recipient} is failed: {reason}"] if needless else [])
+    assert verdict.holds is not needless
+
+
+def test_an_attempt_that_an_outage_has_cost_is_found() -> None:
+    told = {
+        "m1": Told("sent", attempts=(BURNT, BURNT, "accepted")),
+        "m2": Told("sent", attempts=("failed", "accepted")),
+    }
+    verdict = verdict_on([posted("m1"), posted("m2")], told, [arrival("m1", 0), arrival("m2", 20)])
+    assert list(verdict.burnt) == ["m1 lost 2 attempts to an outage"]
+    assert not verdict.holds
+
+
+@pytest.mark.parametrize(
+    ("recipient", "tries", "pressed"), [("jammed-0", 12, False), ("jammed-0", 60, True), ("fan", 60, False)]
+)
+def test_a_chat_that_throttles_is_left_alone_longer_each_time(recipient: str, tries: int, pressed: bool) -> None:
+    post = posted("m1", recipient, expires_in_s=60.0)
+    arrivals = [arrival("m1", 10.0 * n, "throttled", fault="status") for n in range(tries)]
+    verdict = verdict_on([post], {"m1": Told("expired")}, arrivals)
+    words = [f"m1 was tried {tries} times in 60.0 s at a chat that throttles"]
+    assert list(verdict.pressed) == (words if pressed else [])
+    assert verdict.holds is not pressed
 
 
 def test_one_given_up_that_had_arrived_is_pointed_out() -> None:
     verdict = verdict_on([posted("m1")], {"m1": Told("failed", "retries_exhausted")}, [arrival("m1", 0)])
     assert list(verdict.doubtful) == ["m1 was given up, and had arrived"]
+    assert not verdict.holds
 
 
 def test_a_message_sent_twice_is_found() -> None:
@@ -180,7 +230,7 @@ def test_no_order_is_promised_between_lines(other: dict[str, object]) -> None:
 def test_one_that_failed_has_no_place_in_the_order() -> None:
     posts = [posted("m1", "fan"), posted("m2", "fan")]
     told = {"m1": Told("failed", "outcome_unknown"), "m2": Told("sent")}
-    assert verdict_on(posts, told, [arrival("m2", 0), arrival("m1", 20)]).holds
+    assert verdict_on(posts, told, [arrival("m2", 0), arrival("m1", 20)], ("key-of-a", "fan")).holds
 
 
 def test_the_first_acceptance_is_what_counts_for_the_order() -> None:
@@ -203,6 +253,43 @@ def test_one_before_or_after_its_time_is_found(times: dict[str, object], age_s: 
     verdict = verdict_on([posted("m1", **times)], all_sent("m1"), [arrival("m1", 0, wall_s=NOON + age_s)])
     assert list(verdict.mistimed) == ([words] if words else [])
     assert verdict.holds is (words is None)
+
+
+def test_the_second_key_of_a_message_names_the_same_message() -> None:
+    class Upstream:
+        def until_answered(self, method: str, path: str) -> dict[str, object]:
+            entry = {"at": 0.0, "key": "key-of-a", "verdict": "accepted", "wall": "2026-01-01T00:00:00Z"}
+            entry |= {"overshoot": False, "fault": None}
+            return {"entries": [entry | {"idempotency_key": key} for key in ("m1", "m1.2", None)]}
+
+    class Api:
+        def until_answered(self, method: str, path: str) -> dict[str, object]:
+            return {"messages": [], "nextCursor": None, "total": 0}
+
+    evidence = collect(Api(), Upstream(), [posted("m1")])  # type: ignore[arg-type]
+    assert [each.message_id for each in evidence.arrivals] == ["m1", "m1", None]
+    assert list(judge(evidence, [LIMIT]).twice) == ["m1 accepted 2 times"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error", "status", "shown"),
+    [
+        ("accepted", None, 200, "accepted"),
+        ("unknown", "connection cut", None, "unknown"),
+        (None, None, None, None),
+        ("failed", "connection refused", None, BURNT),
+        ("failed", "The sandbox was told to answer 503", 503, "failed"),
+        ("failed", UNAVAILABLE, 503, BURNT),
+        ("unknown", UNAVAILABLE, 503, BURNT),
+        ("unavailable", "connection refused", None, BURNT),
+        ("accepted", "connection cut; looked up: it arrived", None, FOUND),
+        ("failed", "connection cut; looked up: it did not arrive", None, ABSENT),
+    ],
+)
+def test_an_attempt_on_record_is_understood(
+    outcome: str | None, error: str | None, status: int | None, shown: str | None
+) -> None:
+    assert understood(outcome, error or "", status) == shown
 
 
 def test_unknown_outcomes_are_told_by_how_they_were_resolved() -> None:

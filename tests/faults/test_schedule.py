@@ -10,6 +10,7 @@ from deploy.faults.chaos import BURST, RATES
 from deploy.faults.schedule import (
     FAULTS_UNTIL,
     LONGEST_LEASE_S,
+    OUTAGES,
     PROCESSES,
     SEND_TIMEOUT_S,
     Event,
@@ -19,6 +20,7 @@ from deploy.faults.schedule import (
 )
 from deploy.sandbox import Faults
 from deploy.sandbox import parse_limits as as_the_upstream_reads_it
+from deploy.sandbox.chats import REWRITES
 from ratelimit import Limits
 from ratelimit.tokens import START_WITHIN_S
 
@@ -52,6 +54,8 @@ def test_the_big_one_has_what_it_must_have() -> None:
     assert done[Kind.HANG] == 20
     assert done[Kind.REDIS_EMPTIED] + done[Kind.REDIS_KILLED] == 10
     assert done[Kind.POSTGRES_RESTARTED] + done[Kind.POSTGRES_CRASHED] == 5
+    assert done[Kind.REDIS_FAILED_OVER] == 5
+    assert sum(done[kind] for kind in OUTAGES) == 10
     assert min(done[kind] for kind in Kind) >= 1
 
 
@@ -94,6 +98,8 @@ def test_a_late_acceptance_is_within_the_send_timeout(rates: dict[str, float]) -
     late_s = [float(name.partition(":")[2]) for name in rates if name.startswith("late:")]
     assert late_s
     assert max(late_s) < SEND_TIMEOUT_S
+    in_use_s = [float(name.partition(":")[2]) for name in rates if name.startswith("in_use")]
+    assert max(in_use_s, default=0.0) < SEND_TIMEOUT_S
 
 
 @pytest.mark.parametrize("options", [THE_BIG_ONE, Options.scaled(200, 0.5, 1), Options.scaled(77, 3.0, 1)])
@@ -114,17 +120,45 @@ def test_the_mail_is_mixed() -> None:
     mails = mail.write(THE_BIG_ONE)
     assert len(mails) == 10_000
     assert len({letter.key for letter in mails}) == 10_000
-    assert Counter(letter.account for letter in mails) == dict.fromkeys(mail.accounts(THE_BIG_ONE), 200)
+    keys = Counter(mail.api_key(letter.account) for letter in mails)
+    assert len(keys) == 49
+    assert set(keys.values()) == {204, 205}
+    shared = Counter(letter.account for letter in mails if letter.account in mail.SHARING)
+    assert len(shared) == 2
+    assert min(shared.values()) > 100, "two accounts take turns under one key"
     lines = Counter((letter.account, letter.recipient, letter.priority) for letter in mails)
     assert sum(n > 3 for n in lines.values()) > 100, "lines, in which there is an order to keep"
     texts = Counter((letter.account, letter.recipient, letter.text) for letter in mails)
     assert sum(n > 1 for n in texts.values()) > 50, "two messages of the same text to the same recipient"
     for condition in ("send_in_s", "expires_in_s", "cancel_after_s"):
         assert sum(getattr(letter, condition) is not None for letter in mails) > 300
+    for rewrite in REWRITES.values():
+        assert sum(rewrite(letter.text) not in (letter.text, f"<p>{letter.text}</p>") for letter in mails) > 500
+
+
+def test_some_recipients_are_difficult_and_their_messages_end_all_the_same() -> None:
+    mails = mail.write(THE_BIG_ONE)
+    difficult = Counter(letter.recipient for letter in mails if letter.recipient in mail.DIFFICULT)
+    assert min(difficult[recipient] for recipient in mail.DIFFICULT) > 50
+    assert all(letter.expires_in_s for letter in mails if letter.throttled)
+    assert {letter.recipient for letter in mails if letter.refused} == {"gone-0", "blocked-0", "blocked-1"}
+    refusing = [recipient for recipient in mail.DIFFICULT if recipient.startswith("blocked-")]
+    assert len(refusing) < 3, "three different ones in a row, and the account is paused (contract, section 2)"
+
+
+@pytest.mark.parametrize("authors", [True, False])
+def test_fans_write_what_the_account_writes_only_where_authors_are_named(authors: bool) -> None:
+    options = Options.scaled(1000, 5.0, 1, authors=authors)
+    said = mail.talk(options)
+    assert said == mail.talk(options)
+    assert len(said) > 300
+    written = {(letter.account, letter.recipient, letter.text) for letter in mail.write(options)}
+    assert {(one.account, one.recipient) for one in said} < {chat[:2] for chat in written}
+    assert any((one.account, one.recipient, one.text) in written for one in said) is authors
 
 
 SEED_7 = (
-    Event(1.01, Kind.POSTGRES_LOCKED, (), 8.54),
+    Event(1.04, Kind.UPSTREAM_REFUSES, (), 2.44),
     Event(2.17, Kind.HANG, ("worker1",), 7.73),
     Event(3.22, Kind.TERMINATE, ("worker2",), 0.0),
 )
