@@ -287,6 +287,25 @@ def test_a_drain_finds_out_that_the_channels_key_is_now_the_accounts_own(
     assert changed.dispatcher(worker=1).drain("a").claimed == 1
 
 
+def test_a_drain_finds_out_that_an_older_version_gave_the_account_another_key(
+    ask: Ask, adapters: Adapters, submit: Submit
+) -> None:
+    """It stores the key, and knows nothing of what stands beside it."""
+    for account_id, key in (("a", "one"), ("b", "two")):
+        ask("PUT", f"/accounts/{account_id}", {"credentials": {"apiKey": key}})
+        for n in range(4):
+            submit(f"fan-{n}", account_id=account_id)
+    dispatcher = adapters.dispatcher(worker=1)
+    assert dispatcher.drain("a").claimed == 4
+    adapters.db.all("UPDATE accounts SET api_key = %(key)s WHERE id = 'b'", {"key": adapters.vault.seal("one")})
+    assert dispatcher.drain("b").claimed == 0
+    assert len(set(budgets(adapters, "a", "b"))) == 1
+    rebuild(adapters)
+    limits = adapters.settings.rate_limit
+    assert adapters.tokens.view(budgets(adapters, "b")[0], limits).available(limits) == 6
+    assert dispatcher.drain("b").claimed == 4
+
+
 def test_equal_credentials_are_known_without_opening_them_and_after_rekey(
     with_settings: Callable[..., Adapters], bearer: Bearer
 ) -> None:
