@@ -174,7 +174,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
     @endpoint("Cancel a waiting message", roles=SENDERS, answers={200: schemas.Cancelled}, errors=(409,))
     def delete(message_id: str) -> Any:
         """Keep a message from being sent. One that is being sent already is 409."""
-        cancel(adapters.db, adapters.wakeups, message_id, scope=g.caller.scope(), by=actor())
+        cancel(adapters.db, adapters.publisher, message_id, scope=g.caller.scope(), by=actor())
         return {"message_id": message_id}, 200
 
     @routes.get("/batches/<path:batch_id>")
@@ -187,7 +187,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
     @endpoint("Cancel what still waits of a batch", roles=SENDERS, answers={200: schemas.BatchCancelled})
     def delete_batch(batch_id: str) -> Any:
         """Stop a whole batch: everything that has not gone yet is cancelled, however many messages these are."""
-        cancelled = cancel_batch(adapters.db, adapters.wakeups, batch_id, scope=g.caller.scope(), by=actor())
+        cancelled = cancel_batch(adapters.db, adapters.publisher, batch_id, scope=g.caller.scope(), by=actor())
         return {"cancelled": cancelled}, 200
 
     @routes.get("/failed")

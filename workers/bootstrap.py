@@ -16,6 +16,7 @@ from workers.services.amend import Amender
 from workers.services.budgets import Budgets
 from workers.services.dispatch import Dispatcher
 from workers.services.failures import Failures
+from workers.services.publish import Publisher
 from workers.services.queries import Reader
 from workers.services.recovery import Rescuer
 from workers.services.senders import Senders
@@ -42,33 +43,39 @@ class Adapters:
     senders: Senders
     vault: Vault
 
+    @property
+    def publisher(self) -> Publisher:
+        return Publisher(self.wakeups)
+
     def submitter(self) -> Submitter:
         s = self.settings
-        return Submitter(self.db, self.tokens, self.wakeups, s.rate_limit, s.lease_s, s.max_queue_depth)
+        return Submitter(self.db, self.tokens, self.wakeups, self.publisher, s.rate_limit, s.lease_s, s.max_queue_depth)
 
     def reader(self) -> Reader:
         return Reader(self.db, self.tokens, self.wakeups, self.settings.rate_limit, self.settings.lease_s)
 
     def failures(self) -> Failures:
-        return Failures(self.db, self.tokens, self.wakeups, self.settings.rate_limit, self.settings.lease_s)
+        s = self.settings
+        return Failures(self.db, self.tokens, self.wakeups, self.publisher, s.rate_limit, s.lease_s)
 
     def amender(self) -> Amender:
-        return Amender(self.db, self.wakeups)
+        return Amender(self.db, self.publisher)
 
     def accounts(self) -> Accounts:
-        return Accounts(self.db, self.tokens, self.wakeups, self.vault, self.budgets(), self.settings.rate_limit)
+        return Accounts(self.db, self.tokens, self.publisher, self.vault, self.budgets(), self.settings.rate_limit)
 
     def budgets(self) -> Budgets:
         return Budgets(self.db, self.vault, {OnlyFans.name: self.settings.onlyfans_api_key})
 
     def rescuer(self) -> Rescuer:
-        return Rescuer(self.db, self.wakeups, self.channels, self.settings.retry_policy)
+        return Rescuer(self.db, self.wakeups, self.publisher, self.channels, self.settings.retry_policy)
 
     def dispatcher(self, worker: int) -> Dispatcher:
         return Dispatcher(
             db=self.db,
             tokens=self.tokens,
             wakeups=self.wakeups,
+            publisher=self.publisher,
             channels=self.channels,
             vault=self.vault,
             budgets=self.budgets(),

@@ -162,7 +162,7 @@ class Reconciler:
     def _expire(self) -> int:
         if self._seen and not self._seen.past_expiry:
             return 0
-        return expire(self._a.db, self._a.wakeups)
+        return expire(self._a.db, self._a.publisher)
 
     def _have_verified(self) -> int:
         if (self._seen and not self._seen.lookups_due) or not self._a.wakeups.alive("worker"):

@@ -41,7 +41,7 @@ def verify(self: Any) -> None:
     if not VERIFIERS.acquire(blocking=False):
         return
     try:
-        verify_due(a.db, a.wakeups, a.channels, a.vault, a.settings.retry_policy, process.dispatcher.stopping)
+        verify_due(a.db, a.publisher, a.channels, a.vault, a.settings.retry_policy, process.dispatcher.stopping)
     except (StoreUnavailable, TokensUnavailable) as error:
         log.warning("verify_interrupted", error=str(error))
     finally:

@@ -395,7 +395,7 @@ def test_nothing_is_sent_again_once_nobody_honours_keys(
 def look_up(adapters: Adapters) -> int:
     adapters.db.all("UPDATE messages SET due_at = now() WHERE state = 'verifying'")
     a = adapters
-    return verify(a.db, a.wakeups, a.channels, a.vault, a.settings.retry_policy, threading.Event())
+    return verify(a.db, a.publisher, a.channels, a.vault, a.settings.retry_policy, threading.Event())
 
 
 TEXTS = ["Hello Anna \n", "Cafe\u0301", "one\r\ntwo", "a & b"]
@@ -497,7 +497,7 @@ def test_one_accounts_lookups_do_not_hold_up_anothers(
     adapters.db.all("UPDATE messages SET due_at = now() WHERE account_id = 'b'")
     a, stopping = adapters, threading.Event()
     looking = threading.Thread(
-        target=verify, args=(a.db, a.wakeups, a.channels, a.vault, a.settings.retry_policy, stopping)
+        target=verify, args=(a.db, a.publisher, a.channels, a.vault, a.settings.retry_policy, stopping)
     )
     looking.start()
     deadline_s = time.monotonic() + 9  # less than one of the hung lookups takes

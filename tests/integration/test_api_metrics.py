@@ -25,7 +25,7 @@ from workers.domain.message import Claim
 from workers.domain.outcome import Capabilities, Outcome, OutcomeKind
 from workers.domain.retry import MarkSent
 from workers.services.dispatch import Dispatcher
-from workers.services.settle import Settlement, announce, settle
+from workers.services.settle import Settlement, settle
 from workers.services.submit import Receipt
 from workers.settings import Settings
 from workers.store import messages, queries
@@ -161,8 +161,9 @@ def test_a_late_answer_ends_its_message_in_the_counts_too(adapters: Adapters, su
     (claim,) = messages.claim_next(adapters.db, "default", grant.tokens, 4711, 13, origin=grant.origin)
     adapters.db.all("UPDATE attempts SET deadline_at = now() - interval '1 minute'")
     assert adapters.rescuer().rescue() == 1
-    answer = Settlement(claim, Outcome(OutcomeKind.ACCEPTED, upstream_id="up_1"), MarkSent("up_1"))
-    announce(adapters.db.transaction(lambda c: settle(c, [answer])))
+    outcome = Outcome(OutcomeKind.ACCEPTED, upstream_id="up_1")
+    answer = Settlement(claim=claim, outcome=outcome, decision=MarkSent("up_1"), channel="onlyfans")
+    adapters.publisher.publish(adapters.db.transaction(lambda c: settle(c, [answer])).events)
     assert counts("rescued_total") == 1
     assert counts("messages_processed_total", outcome="sent") == 1
 

@@ -151,7 +151,9 @@ class LifeCycle(RuleBasedStateMachine):
     def deferred(self, message: str) -> None:
         m = self.messages[message]
         if claim := m.current:
-            self.db.transaction(lambda c: messages.defer(c, claim, THROTTLED, DeferralReason.THROTTLED))
+            self.db.transaction(
+                lambda c: messages.defer(c, claim, THROTTLED, DeferralReason.THROTTLED, channel="onlyfans")
+            )
             m.attempts -= 1
             self._move(m, State.QUEUED)
 
@@ -190,7 +192,7 @@ class LifeCycle(RuleBasedStateMachine):
     def cancelled(self, message: str) -> None:
         m = self.messages[message]
         allowed = m.state in WAITING and not m.doubtful
-        assert messages.cancel(self.db, message, ALICE) is allowed
+        assert (messages.cancel(self.db, message, ALICE) is not None) is allowed
         if allowed:
             self._move(m, State.CANCELLED)
 
@@ -199,7 +201,7 @@ class LifeCycle(RuleBasedStateMachine):
         m = self.messages[message]
         if m.state in WAITING:
             self.db.all("UPDATE messages SET expires_at = now() WHERE id = %(id)s", {"id": message})
-            assert [row["id"] for row in messages.expire(self.db)] == [message]
+            assert [event.message_id for event in messages.expire(self.db)] == [message]
             self._move(m, State.EXPIRED)
 
     @rule(message=known, redriven=st.just(False))

@@ -23,6 +23,7 @@ from workers.channels.base import Sender
 from workers.channels.onlyfans import OnlyFans
 from workers.credentials import Vault
 from workers.domain.errors import StoreUnavailable
+from workers.domain.events import LateAnswer, Proved, Sent, Stale
 from workers.domain.outcome import Blame, Outcome, OutcomeKind
 from workers.domain.retry import (
     LOOKUPS,
@@ -30,6 +31,7 @@ from workers.domain.retry import (
     AwaitVerification,
     Bury,
     DeadLetterReason,
+    Decision,
     Defer,
     DeferralReason,
     MarkSent,
@@ -64,6 +66,10 @@ def claim_one(adapters: Adapters, worker: int = 1, lease_s: float = 13.0) -> mes
     grant = adapters.tokens.borrow("default", adapters.settings.rate_limit, lease_s=lease_s)
     (claim,) = messages.claim_next(adapters.db, "default", grant.tokens, worker, lease_s, origin=grant.origin)
     return claim
+
+
+def ended(claim: messages.Claim, outcome: Outcome, decision: Decision) -> Settlement:
+    return Settlement(claim=claim, outcome=outcome, decision=decision, channel="onlyfans")
 
 
 def rescue_after(adapters: Adapters, seconds: float) -> int:
@@ -211,13 +217,13 @@ def test_a_rescued_message_may_be_claimed_at_once_and_the_first_ones_late_answer
     rescue_after(adapters, DEAD_WHEN_BACK_S)
     new = claim_one(adapters, worker=1)
     assert (old.attempt, new.attempt) == (1, 2)
-    late = Settlement(old, Outcome(OutcomeKind.ACCEPTED, upstream_id="u1"), MarkSent("u1"))
+    late = ended(old, Outcome(OutcomeKind.ACCEPTED, upstream_id="u1"), MarkSent("u1"))
     settled = adapters.db.transaction(lambda c: settle(c, [late]))
-    assert (settled.stale, settled.still_out) == ([], {receipt.message_id})
+    assert [type(event) for event in settled.events] == [LateAnswer]
     assert state(adapters, receipt) == "sending"
-    refused = Settlement(new, Outcome(OutcomeKind.REJECTED, http_status=400), Bury(DeadLetterReason.REJECTED))
+    refused = ended(new, Outcome(OutcomeKind.REJECTED, http_status=400), Bury(DeadLetterReason.REJECTED))
     settled = adapters.db.transaction(lambda c: settle(c, [refused]))
-    assert settled.proved == {receipt.message_id}
+    assert [type(event) for event in settled.events] == [Proved]
     assert state(adapters, receipt) == "sent"
     assert [letter["closed_as"] for letter in queries.dead_letters(adapters.db, receipt.message_id)] == ["sent"]
 
@@ -226,9 +232,9 @@ def test_a_late_answer_counts_while_nobody_has_tried_again(adapters: Adapters, s
     receipt = submit()
     old = claim_one(adapters, worker=4711)
     rescue_after(adapters, DEAD_WHEN_BACK_S)
-    late = Settlement(old, Outcome(OutcomeKind.ACCEPTED, upstream_id="u1"), MarkSent("u1"))
+    late = ended(old, Outcome(OutcomeKind.ACCEPTED, upstream_id="u1"), MarkSent("u1"))
     settled = adapters.db.transaction(lambda c: settle(c, [late]))
-    assert not settled.stale
+    assert [type(event) for event in settled.events] == [Sent]
     assert state(adapters, receipt) == "sent"
 
 
@@ -237,11 +243,11 @@ def test_a_late_answer_closes_whatever_letter_is_open(adapters: Adapters, submit
     receipt = submit()
     old = claim_one(adapters, worker=4711)
     rescue_after(adapters, DEAD_WHEN_BACK_S)
-    refused = Settlement(
+    refused = ended(
         claim_one(adapters), Outcome(OutcomeKind.REJECTED, http_status=400), Bury(DeadLetterReason.REJECTED)
     )
     adapters.db.transaction(lambda c: settle(c, [refused]))
-    late = Settlement(old, Outcome(OutcomeKind.ACCEPTED, upstream_id="u1"), MarkSent("u1"))
+    late = ended(old, Outcome(OutcomeKind.ACCEPTED, upstream_id="u1"), MarkSent("u1"))
     adapters.db.transaction(lambda c: settle(c, [late]))
     assert state(adapters, receipt) == "sent"
     (letter,) = queries.dead_letters(adapters.db, receipt.message_id)
@@ -252,12 +258,12 @@ def test_a_stale_claim_cannot_mark_sent(adapters: Adapters, submit: Submit) -> N
     """A deferral gave the number back, and the attempt was never in doubt."""
     receipt = submit()
     old = claim_one(adapters)
-    throttled = Settlement(old, Outcome(OutcomeKind.THROTTLED), Defer(DeferralReason.THROTTLED))
+    throttled = ended(old, Outcome(OutcomeKind.THROTTLED), Defer(DeferralReason.THROTTLED))
     adapters.db.transaction(lambda c: settle(c, [throttled]))
     claim_one(adapters)
-    late = Settlement(old, Outcome(OutcomeKind.ACCEPTED, upstream_id="u1"), MarkSent("u1"))
+    late = ended(old, Outcome(OutcomeKind.ACCEPTED, upstream_id="u1"), MarkSent("u1"))
     settled = adapters.db.transaction(lambda c: settle(c, [late]))
-    assert [error.attempt for error in settled.stale] == [1]
+    assert settled.events == [Stale(message_id=receipt.message_id, attempt=1)]
     assert state(adapters, receipt) == "sending"
 
 
@@ -267,7 +273,7 @@ def test_a_use_with_a_late_answer_ended_with_that_answer(adapters: Adapters, sub
     old = claim_one(adapters, worker=4711)
     rescue_after(adapters, DEAD_WHEN_BACK_S)
     adapters.db.all("UPDATE attempts SET ended_at = ended_at - interval '9 s', deadline_at = now() - interval '5 s'")
-    late = Settlement(old, Outcome(OutcomeKind.ACCEPTED, upstream_id="u1"), MarkSent("u1"))
+    late = ended(old, Outcome(OutcomeKind.ACCEPTED, upstream_id="u1"), MarkSent("u1"))
     adapters.db.transaction(lambda c: settle(c, [late]))
     (use,) = messages.token_uses(adapters.db, 60)
     assert use["ended_s"] > -1
@@ -431,16 +437,16 @@ def test_who_may_not_send_is_not_looked_at(
 def test_expired_messages_are_closed_and_make_way(adapters: Adapters, submit: Submit) -> None:
     first = submit("fan-1", expires_at=datetime.now(UTC) + timedelta(hours=1))
     second = submit("fan-1")
-    assert expire(adapters.db, adapters.wakeups) == 0
+    assert expire(adapters.db, adapters.publisher) == 0
     adapters.db.all("UPDATE messages SET expires_at = now() WHERE expires_at IS NOT NULL")
-    assert expire(adapters.db, adapters.wakeups) == 1
+    assert expire(adapters.db, adapters.publisher) == 1
     assert (state(adapters, first), state(adapters, second)) == ("expired", "queued")
 
 
 def look_up(adapters: Adapters) -> int:
     adapters.db.all("UPDATE messages SET due_at = now() WHERE state = 'verifying'")
     a = adapters
-    return verify(a.db, a.wakeups, a.channels, a.vault, a.settings.retry_policy, threading.Event())
+    return verify(a.db, a.publisher, a.channels, a.vault, a.settings.retry_policy, threading.Event())
 
 
 def test_without_idempotency_an_unknown_outcome_is_found_in_the_history(
@@ -512,7 +518,7 @@ def test_one_of_the_same_text_still_on_its_way_is_not_taken_for_it(
         outcome = asyncio.run(channel.send(other, Sender(), start_by_s=float("inf"), timeout_s=2.0))
     look_up(adapters)
     assert state(adapters, mine) == "verifying"
-    adapters.db.transaction(lambda c: settle(c, [Settlement(other, outcome, MarkSent(outcome.upstream_id))]))
+    adapters.db.transaction(lambda c: settle(c, [ended(other, outcome, MarkSent(outcome.upstream_id))]))
     look_up(adapters)
     assert state(adapters, mine) == "queued"
 
@@ -571,9 +577,9 @@ def test_what_expires_is_not_looked_up_while_the_upstream_may_still_work_on_it(
     receipt = submit("fan-1", expires_at=datetime.now(UTC) + timedelta(hours=1))
     claim = claim_one(adapters)
     cut = Outcome(OutcomeKind.UNKNOWN, Blame.UPSTREAM, error="cut")
-    adapters.db.transaction(lambda c: settle(c, [Settlement(claim, cut, ScheduleRetry(0.0))]))
+    adapters.db.transaction(lambda c: settle(c, [ended(claim, cut, ScheduleRetry(0.0))]))
     adapters.db.all("UPDATE messages SET expires_at = now()")
-    assert expire(adapters.db, adapters.wakeups) == 0
+    assert expire(adapters.db, adapters.publisher) == 0
     assert state(adapters, receipt) == "verifying"
     assert waits_for_the_deadline_s(adapters, receipt) == VERIFY_AFTER_S
 
@@ -586,7 +592,7 @@ def test_one_refused_after_a_cut_is_not_looked_up_while_the_upstream_may_still_w
     refused = Outcome(OutcomeKind.REJECTED, Blame.MESSAGE, http_status=400, error="no")
     for outcome, decision in ((cut, ScheduleRetry(0.0)), (refused, AwaitVerification(VERIFY_AFTER_S))):
         claim = claim_one(adapters)
-        adapters.db.transaction(lambda c: settle(c, [Settlement(claim, outcome, decision)]))  # noqa: B023
+        adapters.db.transaction(lambda c: settle(c, [ended(claim, outcome, decision)]))  # noqa: B023
         adapters.db.all("UPDATE attempts SET deadline_at = started_at + interval '1 hour' WHERE number = 1")
     assert waits_for_the_deadline_s(adapters, receipt) == VERIFY_AFTER_S
 
@@ -610,11 +616,11 @@ def test_what_may_have_arrived_is_neither_cancelled_nor_expired_unseen(
     rescue_after(adapters, DEAD_WHEN_BACK_S)  # queued again, its first attempt unknown
     assert not messages.cancel(adapters.db, receipt.message_id, ALICE)
     adapters.db.all("UPDATE messages SET expires_at = now()")
-    assert expire(adapters.db, adapters.wakeups) == 0
+    assert expire(adapters.db, adapters.publisher) == 0
     assert state(adapters, receipt) == "verifying"
     look_up(adapters)  # nothing of it is upstream
     assert state(adapters, receipt) == "queued"
-    assert expire(adapters.db, adapters.wakeups) == 1
+    assert expire(adapters.db, adapters.publisher) == 1
     assert state(adapters, receipt) == "expired"
 
 
@@ -632,7 +638,7 @@ def test_one_that_may_have_arrived_with_an_earlier_attempt_is_not_cancelled_eith
     assert not messages.cancel(adapters.db, receipt.message_id, ALICE)
     adapters.db.all("UPDATE attempts SET started_at = started_at - interval '1 minute' WHERE number = 1")
     adapters.db.all("UPDATE messages SET expires_at = now()")
-    assert expire(adapters.db, adapters.wakeups) == 0
+    assert expire(adapters.db, adapters.publisher) == 0
     look_up(adapters)
     assert state(adapters, receipt) == "sent"
 
@@ -693,22 +699,22 @@ def test_a_deferral_told_twice_does_not_touch_the_next_claim(adapters: Adapters,
     the message, under the number that the deferral gave back."""
     receipt = submit()
     first = claim_one(adapters)
-    throttled = Settlement(first, Outcome(OutcomeKind.THROTTLED), Defer(DeferralReason.THROTTLED))
+    throttled = ended(first, Outcome(OutcomeKind.THROTTLED), Defer(DeferralReason.THROTTLED))
     adapters.db.transaction(lambda c: settle(c, [throttled]))
     second = claim_one(adapters)
     assert (first.attempt, second.attempt) == (1, 1)
     settled = adapters.db.transaction(lambda c: settle(c, [throttled]))
-    assert [error.message_id for error in settled.stale] == [receipt.message_id]
-    accepted = Settlement(first, Outcome(OutcomeKind.ACCEPTED, upstream_id="u"), MarkSent("u"))
-    assert adapters.db.transaction(lambda c: settle(c, [accepted])).stale
+    assert settled.events == [Stale(message_id=receipt.message_id, attempt=1)]
+    accepted = ended(first, Outcome(OutcomeKind.ACCEPTED, upstream_id="u"), MarkSent("u"))
+    assert adapters.db.transaction(lambda c: settle(c, [accepted])).events == settled.events
     assert state(adapters, receipt) == "sending"
 
 
 def test_claims_whose_commit_was_never_confirmed_are_taken_back(adapters: Adapters, submit: Submit) -> None:
     receipt = submit()
     claim = claim_one(adapters)
-    assert adapters.db.transaction(lambda c: messages.take_back(c, [claim.token], worker=2)) == 0
-    assert adapters.db.transaction(lambda c: messages.take_back(c, [claim.token], worker=1)) == 1
+    assert adapters.db.transaction(lambda c: messages.take_back(c, [claim.token], worker=2)).count == 0
+    assert adapters.db.transaction(lambda c: messages.take_back(c, [claim.token], worker=1)).count == 1
     assert state(adapters, receipt) == "queued"
     assert claim_one(adapters).attempt == 1
 
@@ -817,7 +823,7 @@ def test_one_entry_of_the_history_is_not_taken_for_two_messages(
     def look() -> None:
         together.wait()
         a = adapters
-        verify(a.db, a.wakeups, a.channels, a.vault, a.settings.retry_policy, threading.Event())
+        verify(a.db, a.publisher, a.channels, a.vault, a.settings.retry_policy, threading.Event())
 
     messages.is_anothers = slow  # type: ignore[assignment]
     try:

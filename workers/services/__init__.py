@@ -1,12 +1,15 @@
 """The use cases. Each composes the store, the tokens, the wake-ups and the channels; none of them knows HTTP or Celery.
 
-submit       accept a message and say when it will go
-dispatch     drain an account: borrow, claim, commit, send, record
-settle       write down what an attempt came to
-epochs       one Redis server at a time gives out tokens
-budgets      which budget an account draws on: that of its credential
-accounts     what an admin does with accounts
-recovery     rescue, rebuild, expire, verify: what puts things right after a fault
-failures     dead letters
-queries      what people ask
+submit, bulk   accept a message, or a list of them, and say when each will go
+estimate       when a message will go, and what blocks it
+dispatch       drain an account: borrow, claim, commit, send, record
+senders        the event loop that requests are made on
+settle         write down what an attempt came to
+epochs         one Redis server at a time gives out tokens
+recovery       rescue, rebuild, expire, verify: what puts things right after a fault
+publish        what follows from an event: counters, logs, wake-ups
+cancel, amend  take back or change what waits
+failures       dead letters
+accounts       limits, credentials, pauses; budgets: who shares one
+queries        what people ask
 """

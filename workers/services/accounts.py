@@ -10,13 +10,14 @@ from workers.credentials import Vault
 from workers.domain.actor import Action, Actor
 from workers.domain.budgets import Change
 from workers.domain.errors import Conflict, NotFound, Unreadable
+from workers.domain.events import AccountChanged, AccountPaused, AccountResumed
 from workers.services.budgets import Budgets, announce
+from workers.services.publish import Publisher
 from workers.store import accounts, audit, budgets, messages
 from workers.store.accounts import Account
 from workers.store.queries import Scope
 from workers.store.session import Connection, Database
 from workers.telemetry import logger
-from workers.wakeups import Wakeups
 
 log = logger(__name__)
 
@@ -25,7 +26,7 @@ log = logger(__name__)
 class Accounts:
     db: Database
     tokens: Tokens
-    wakeups: Wakeups
+    publisher: Publisher
     vault: Vault
     budgets: Budgets
     default_limits: Limits
@@ -77,9 +78,8 @@ class Accounts:
             audit.note(c, by, Action.PAUSE, account_id, reason=reason, until=until and until.isoformat())
 
         self.db.transaction(work)
-        log.info("account_paused", account_id=account_id, by=by.subject)
-        if until is not None:
-            self.wakeups.try_wake(account_id)
+        paused = AccountPaused(account_id=account_id, reason=reason, by=by.subject, until=until)
+        self.publisher.publish([paused])
         return self.get(account_id)
 
     def resume(self, account_id: str, *, by: Actor) -> Account:
@@ -96,14 +96,12 @@ class Accounts:
             return together
 
         together = self.db.transaction(work)
-        log.info("account_resumed", account_id=account_id, by=by.subject)
         account = self.get(account_id)
         try:
             self.tokens.lift_cooldown(account.budget)
         except TokensUnavailable as error:
             log.warning("cooldown_not_lifted", account_id=account_id, error=str(error))
-        for id_ in together:
-            self.wakeups.try_wake(id_)
+        self.publisher.publish([AccountResumed(account_id=account_id, by=by.subject, together=tuple(together))])
         return account
 
     def rekey(self) -> int:
@@ -159,10 +157,10 @@ class Accounts:
             return account, created, changes
 
         account, created, changes = self.db.transaction(work)
-        log.info("account_changed", account_id=account_id, created=created, limits=_written(account), by=by.subject)
         announce(changes)
         self._tell_tokens(account, created, changes)
-        self.wakeups.try_wake(account_id)
+        changed = AccountChanged(account_id=account_id, created=created, limits=_written(account), by=by.subject)
+        self.publisher.publish([changed])
         return account
 
     def _keeps_credential(self, before: Account, wanted: Mapping[str, Any]) -> bool:

@@ -5,27 +5,25 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from workers.domain import events
 from workers.domain.actor import Actor
 from workers.domain.errors import Conflict, InvalidMessage, NotFound
 from workers.services.cancel import refusal
+from workers.services.publish import Publisher
 from workers.services.submit import check_times
 from workers.store import amend as store
 from workers.store import queries
 from workers.store.amend import Amended
 from workers.store.queries import Scope
 from workers.store.session import Database, Row
-from workers.telemetry import logger
-from workers.wakeups import Wakeups
 
 FIELDS = ("content", "priority", "send_at", "expires_at")
-
-log = logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Amender:
     db: Database
-    wakeups: Wakeups
+    publisher: Publisher
 
     def amend(self, message_id: str, patch: Mapping[str, Any], *, scope: Scope, by: Actor) -> None:
         """Give a waiting message these fields; those that are not named stay (RFC 7396).
@@ -41,11 +39,10 @@ class Amender:
         if new is None:
             raise Conflict(refusal("changed", queries.message(self.db, message_id, scope) or row))
         if new.changed:
-            account_id = row["account_id"]
-            log.info(
-                "message_amended", message_id=message_id, account_id=account_id, changed=new.changed, by=by.subject
+            amended = events.Amended(
+                message_id=message_id, account_id=row["account_id"], changed=new.changed, by=by.subject
             )
-            self.wakeups.try_wake(account_id)
+            self.publisher.publish([amended])
 
 
 def _amended(row: Row, patch: Mapping[str, Any], now: datetime) -> Amended:

@@ -4,32 +4,29 @@ from collections import Counter
 
 from workers.domain.actor import Actor
 from workers.domain.errors import Conflict, NotFound
+from workers.domain.events import BatchCancelled
 from workers.domain.state import State, Status
+from workers.services.publish import Publisher
 from workers.store import batches, messages, queries
 from workers.store.queries import Scope
 from workers.store.session import Database, Row
-from workers.telemetry import logger, messages_processed
-from workers.wakeups import Wakeups
 
 AT_ONCE = 500
 """Messages of a batch cancelled in one transaction."""
 
-log = logger(__name__)
 
-
-def cancel(db: Database, wakeups: Wakeups, message_id: str, *, scope: Scope, by: Actor) -> None:
+def cancel(db: Database, publisher: Publisher, message_id: str, *, scope: Scope, by: Actor) -> None:
     """Raises NotFound (also outside the scope) and Conflict (being sent, or over)."""
     row = queries.message(db, message_id, scope)
     if row is None:
         raise NotFound(f"No message {message_id}")
-    if not messages.cancel(db, message_id, by):
+    cancelled = messages.cancel(db, message_id, by)
+    if cancelled is None:
         raise Conflict(refusal("cancelled", queries.message(db, message_id, scope) or row))
-    messages_processed.labels("cancelled").inc()
-    log.info("message_cancelled", message_id=message_id, account_id=row["account_id"], by=by.subject)
-    wakeups.try_wake(row["account_id"])  # whoever stood behind it in line may go now
+    publisher.publish([cancelled])
 
 
-def cancel_batch(db: Database, wakeups: Wakeups, batch_id: str, *, scope: Scope, by: Actor) -> int:
+def cancel_batch(db: Database, publisher: Publisher, batch_id: str, *, scope: Scope, by: Actor) -> int:
     """Cancel every message of the batch that still waits. Returns how many did; those that are being sent, are over, or
     may have arrived are left alone. Raises NotFound (also outside the scope)."""
     ids = batches.waiting(db, batch_id, scope)
@@ -38,10 +35,7 @@ def cancel_batch(db: Database, wakeups: Wakeups, batch_id: str, *, scope: Scope,
     cancelled: Counter[str] = Counter()
     for start in range(0, len(ids), AT_ONCE):
         cancelled.update(batches.cancel_many(db, ids[start : start + AT_ONCE], batch_id, by))
-    messages_processed.labels("cancelled").inc(cancelled.total())
-    log.info("batch_cancelled", batch_id=batch_id, cancelled=cancelled.total(), by=by.subject)
-    for account_id in cancelled:
-        wakeups.try_wake(account_id)
+    publisher.publish([BatchCancelled(batch_id=batch_id, cancelled=cancelled, by=by.subject)])
     return cancelled.total()
 
 

@@ -33,13 +33,15 @@ from workers.channels.base import Channel, Sender
 from workers.clock import monotonic_s
 from workers.credentials import Vault
 from workers.domain.errors import StoreUnavailable
+from workers.domain.events import AccountOpened, Started
 from workers.domain.message import Claim
 from workers.domain.outcome import Blame, Outcome, OutcomeKind
 from workers.domain.retry import Decision, Defer, DeferralReason, RetryPolicy, decide, may_send
 from workers.services.budgets import Budgets
 from workers.services.epochs import explain_loss
+from workers.services.publish import Publisher
 from workers.services.senders import Senders
-from workers.services.settle import RESTS, Settled, Settlement, announce, settle
+from workers.services.settle import RESTS, Settled, Settlement, settle
 from workers.store import accounts, messages
 from workers.store.accounts import Account
 from workers.store.session import Connection, Database
@@ -96,6 +98,7 @@ class Dispatcher:
     db: Database
     tokens: Tokens
     wakeups: Wakeups
+    publisher: Publisher
     channels: Mapping[str, Channel]
     senders: Senders
     default_limits: Limits
@@ -127,12 +130,6 @@ class Dispatcher:
             return drain.run(messages.count_queued(self.db, account_id))
         finally:
             drain.leave()
-
-    def tell(self, settled: Settled) -> None:
-        """Count and log what has been committed, and wake who may go on because of it."""
-        announce(settled)
-        for account_id in settled.opened:
-            self.wakeups.try_wake(account_id)
 
 
 def drain_name(worker: int) -> str:
@@ -192,7 +189,7 @@ class _Drain:
             tokens, free_s = self._trade_tokens(self._places)
             settled, claims = self._record_and_claim(finished, tokens)
             self._start(claims, borrowed_s, free_s)  # before anything is said of it, which takes time and may fail
-            self._say(settled, claims)
+            self._publish(settled, claims)
             if not self._out and not self._lingers():
                 break
             finished = self._await_answers()
@@ -317,7 +314,9 @@ class _Drain:
 
         def work(c: Connection) -> tuple[Settled, list[Claim] | None]:
             taken_back = messages.take_back(c, self._unconfirmed, self._.worker)
-            settled = replace(settle(c, finished), taken_back=taken_back)
+            settled = settle(c, finished)
+            if taken_back.count:
+                settled.events.append(taken_back)
             claims = messages.claim_next(
                 c,
                 self._account.id,
@@ -348,12 +347,10 @@ class _Drain:
             self._claimable += settled.elected
         return settled, claims
 
-    def _say(self, settled: Settled, claims: list[Claim]) -> None:
-        if self._account.id in settled.opened:
+    def _publish(self, settled: Settled, claims: list[Claim]) -> None:
+        if AccountOpened(account_id=self._account.id) in settled.events:
             self._probing, self._rest = False, None
-        self._.tell(settled)
-        for claim in claims:
-            log.info("message_sending", **claim.ids)
+        self._.publisher.publish([*settled.events, *(Started(claim=claim) for claim in claims)])
 
     def _insist(
         self, work: Callable[[Connection], tuple[Settled, list[Claim] | None]], tokens: tuple[str, ...], *, must: bool
@@ -447,13 +444,19 @@ class _Drain:
             telemetry.send_latency.labels(self._channel.name).observe(outcome.latency_s)
             known_s = self._.latency_s.get(self._account.id, outcome.latency_s)
             self._.latency_s[self._account.id] = known_s + _SMOOTHING * (outcome.latency_s - known_s)
-        return Settlement(claim, outcome, decision, self._probing, self._rest.times if self._rest else 0)
+        return Settlement(
+            claim=claim,
+            outcome=outcome,
+            decision=decision,
+            channel=self._channel.name,
+            probed=self._probing,
+            rests=self._rest.times if self._rest else 0,
+        )
 
     def _heed(self, decision: Decision) -> None:
         """What a decision means for this drain itself, before it is on record."""
         match decision:
             case Defer(DeferralReason.THROTTLED, _, cooldown_s):
-                telemetry.upstream_throttled.labels(self._channel.name).inc()
                 if cooldown_s:
                     self._cool_down(cooldown_s)
             case Defer(reason) if reason in RESTS or reason is DeferralReason.PAUSED:

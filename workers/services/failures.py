@@ -7,20 +7,19 @@ from datetime import UTC, datetime
 from ratelimit import Limits, Tokens
 from workers.domain.actor import Actor
 from workers.domain.errors import Conflict, NotFound
+from workers.domain.events import Dismissed, Redriven, Resolved, Retried
 from workers.domain.message import rank
 from workers.domain.state import State
 from workers.services.estimate import Place, estimate
+from workers.services.publish import Publisher
 from workers.services.submit import check_times, look_at_all
 from workers.store import accounts, failures, queries
 from workers.store.queries import Failed, FailureFilter, Scope
 from workers.store.session import Database, Row
-from workers.telemetry import logger, messages_processed
 from workers.wakeups import Wakeups
 
 BATCH = 500
 """Dead letters queued again in one transaction."""
-
-log = logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +39,7 @@ class Failures:
     db: Database
     tokens: Tokens
     wakeups: Wakeups
+    publisher: Publisher
     default_limits: Limits
     lease_s: float
 
@@ -57,8 +57,7 @@ class Failures:
             if now["state"] == State.FAILED and now["expires_at"]:
                 raise Conflict('Its expiresAt has passed; give it a new one: {"expiresAt": "…"}')
             raise Conflict(f"Only failed messages can be retried; this one is {self._status(now)}")
-        log.info("message_retried", message_id=message_id, account_id=row["account_id"], by=by.subject)
-        self.wakeups.try_wake(row["account_id"])
+        self._publish(Retried, row, by)
         return queued_at[0]
 
     def redrive(
@@ -74,10 +73,9 @@ class Failures:
             # None that fails meanwhile: it would be sent again and again for as long as this takes.
             last_id = max((share.last_id for share in found), default=0)
             queued = self._queue_again(wanted, scope, by, include_unknown=include_unknown, last_id=last_id)
-            log.info("messages_redriven", matched=matched, expired=expired, queued=queued, by=by.subject)
-            for share in found:
-                if share.going:
-                    self.wakeups.try_wake(share.account_id)
+            going = frozenset(share.account_id for share in found if share.going)
+            redriven = Redriven(matched=matched, expired=expired, queued=queued, accounts=going, by=by.subject)
+            self.publisher.publish([redriven])
         return Redrive(matched, expired, queued, done_at)
 
     def _queue_again(
@@ -98,8 +96,7 @@ class Failures:
         if not failures.dismiss(self.db, message_id, reason, by):
             now = self._message(message_id, scope)
             raise Conflict(f"Only failed messages can be dismissed; this one is {self._status(now)}")
-        messages_processed.labels("cancelled").inc()
-        log.info("message_dismissed", message_id=message_id, account_id=row["account_id"], by=by.subject)
+        self._publish(Dismissed, row, by)
 
     def resolve_as_sent(self, message_id: str, *, scope: Scope, by: Actor) -> None:
         """Close an `outcome_unknown` failure: somebody has seen that it did arrive. Raises NotFound and Conflict."""
@@ -107,8 +104,7 @@ class Failures:
         if not failures.resolve_as_sent(self.db, message_id, by):
             words = "Only failures of reason outcome_unknown can be resolved by hand"
             raise Conflict(f"{words}; this message is {self._status(row)}")
-        messages_processed.labels("sent").inc()
-        log.info("message_resolved", message_id=message_id, account_id=row["account_id"], by=by.subject)
+        self._publish(Resolved, row, by)
 
     def _done_at(self, found: Iterable[Failed]) -> datetime | None:
         """When the last of these goes, account by account, once all that may be are queued again: behind whatever is
@@ -127,6 +123,9 @@ class Failures:
             [promise] = estimate(standing, limits, view, [place], latency_s=latency_s, lease_s=self.lease_s, now=now)
             last.append(promise.at)
         return None if None in last else max((at for at in last if at), default=now)
+
+    def _publish(self, kind: type[Retried] | type[Dismissed] | type[Resolved], row: Row, by: Actor) -> None:
+        self.publisher.publish([kind(message_id=row["id"], account_id=row["account_id"], by=by.subject)])
 
     def _message(self, message_id: str, scope: Scope) -> Row:
         row = queries.message(self.db, message_id, scope)

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 
 from ratelimit import Limits, Tokens, Use
 from ratelimit.tokens import START_WITHIN_S, View
-from workers import telemetry
 from workers.channels.base import Channel, Sender
 from workers.clock import monotonic_s
 from workers.credentials import Vault
 from workers.domain.errors import StaleClaim, Unreadable
+from workers.domain.events import LookedUp, Rescued, Stale
 from workers.domain.lookup import Evidence, Finding, History, compare
 from workers.domain.outcome import Outcome, OutcomeKind
 from workers.domain.retry import (
@@ -37,7 +37,8 @@ from workers.domain.retry import (
 )
 from workers.domain.state import State
 from workers.presence import LOCK_CLASS, living
-from workers.services.settle import Settlement, announce, settle
+from workers.services.publish import Publisher
+from workers.services.settle import Settlement, settle
 from workers.store import accounts, budgets, messages, queries
 from workers.store.epochs import Epoch
 from workers.store.glance import Glance, glance
@@ -71,6 +72,7 @@ class Rescuer:
 
     db: Database
     wakeups: Wakeups
+    publisher: Publisher
     channels: Mapping[str, Channel]
     retry: RetryPolicy
     missing_since_s: dict[int, float] = field(default_factory=dict)
@@ -104,14 +106,16 @@ class Rescuer:
         channel = self.channels[account.channel]
         outcome = Outcome(OutcomeKind.UNKNOWN, error=f"the worker {what} before it could record the outcome")
         decision = decide(outcome, orphan.claim, self.retry, channel.capabilities, time_left_s=orphan.time_left_s)
-        settled = self.db.transaction(lambda c: settle(c, [Settlement(orphan.claim, outcome, decision)]))
-        announce(settled)
-        if settled.stale:
+        settlement = Settlement(claim=orphan.claim, outcome=outcome, decision=decision, channel=account.channel)
+        events = self.db.transaction(lambda c: settle(c, [settlement])).events
+        if any(isinstance(event, Stale) for event in events):
+            self.publisher.publish(events)
             return 0
-        telemetry.rescued.inc()
-        if what == "died":
-            self.wakeups.evict([orphan.claim.account_id], [orphan.worker])
-        self.wakeups.wake(orphan.claim.account_id)
+        try:
+            if what == "died":
+                self.wakeups.evict([orphan.claim.account_id], [orphan.worker])
+        finally:  # it has happened, whatever became of Redis
+            self.publisher.publish([*events, Rescued(claim=orphan.claim)])
         return 1
 
 
@@ -189,15 +193,11 @@ def _uses(db: Database, lost: Collection[str], longest_s: float) -> Mapping[str,
     return found
 
 
-def expire(db: Database, wakeups: Wakeups) -> int:
+def expire(db: Database, publisher: Publisher) -> int:
     """Close what is past its expiresAt; whoever stood behind it in line may go now. Returns how many."""
-    gone = messages.expire(db)
-    for row in gone:
-        telemetry.messages_processed.labels("expired").inc()
-        log.info("message_expired", message_id=row["id"], account_id=row["account_id"], request_id=row["request_id"])
-    for account_id in {row["account_id"] for row in gone}:
-        wakeups.wake(account_id)
-    return len(gone)
+    expired = messages.expire(db)
+    publisher.publish(expired)
+    return len(expired)
 
 
 @dataclass(slots=True)
@@ -249,7 +249,7 @@ def _spent_for_s(view: View, limits: Limits) -> float:
 
 def verify(
     db: Database,
-    wakeups: Wakeups,
+    publisher: Publisher,
     channels: Mapping[str, Channel],
     vault: Vault,
     retry: RetryPolicy,
@@ -257,7 +257,7 @@ def verify(
 ) -> int:
     """Look up the unknown outcomes that are due, up to `LOOKUP_WIDTH` at once and one per account. Spends no token.
     Returns how many it settled."""
-    verifier = _Verifier(db, wakeups, channels, vault, retry)
+    verifier = _Verifier(db, publisher, channels, vault, retry)
     verified = 0
     with ThreadPoolExecutor(LOOKUP_WIDTH, thread_name_prefix="lookup") as pool:
         out: dict[Future[int], str] = {}
@@ -280,7 +280,7 @@ class _Verifier:
     """One lookup at a time, for whichever thread asks."""
 
     db: Database
-    wakeups: Wakeups
+    publisher: Publisher
     channels: Mapping[str, Channel]
     vault: Vault
     retry: RetryPolicy
@@ -300,11 +300,10 @@ class _Verifier:
         try:
             decision = self.db.transaction(lambda c: self._record(c, lookup, finding))
         except StaleClaim:
-            log.warning("stale_lookup", message_id=claim.message_id)
+            self.publisher.publish([Stale(message_id=claim.message_id, attempt=claim.attempt)])
             return 0
-        self._say(lookup, finding, decision)
-        if not isinstance(decision, LookAgain):
-            self.wakeups.wake(claim.account_id)
+        state = _STATE_AFTER[type(decision)]
+        self.publisher.publish([LookedUp(claim=claim, finding=finding, lookups=lookup.lookups, state=state)])
         return 1
 
     def _ask(self, channel: Channel, sender: Sender, lookup: messages.Lookup) -> Finding:
@@ -333,19 +332,6 @@ class _Verifier:
             case GiveUp(reason, error):
                 messages.bury_unverified(c, claim, reason, error)
         return decision
-
-    def _say(self, lookup: messages.Lookup, finding: Finding, decision: LookupDecision) -> None:
-        state = _STATE_AFTER[type(decision)]
-        if state in (State.SENT, State.FAILED):
-            telemetry.messages_processed.labels(str(state)).inc()
-        log.info(
-            "message_looked_up",
-            **lookup.claim.ids,
-            evidence=str(finding.evidence),
-            state=str(state),
-            lookups=lookup.lookups,
-            error=finding.error,
-        )
 
 
 _STATE_AFTER = {

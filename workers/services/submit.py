@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 from ulid import ULID
 
 from ratelimit import Limits, Tokens, TokensUnavailable, View
-from workers import telemetry
+from workers.domain import events
 from workers.domain.actor import Actor
 from workers.domain.errors import InvalidMessage, KeyReused, NotFound, QueueFull
 from workers.domain.message import NewMessage, rank
 from workers.domain.state import State
 from workers.services.bulk import Share, first_id, ids_like, latest, line_up, shares
 from workers.services.estimate import BlockedBy, Estimate, Place, estimate
+from workers.services.publish import Publisher
 from workers.store import accounts, messages, queries
 from workers.store.accounts import Account, LineAhead, Standing
 from workers.store.messages import Accepted
@@ -64,6 +65,7 @@ class Submitter:
     db: Database
     tokens: Tokens
     wakeups: Wakeups
+    publisher: Publisher
     default_limits: Limits
     lease_s: float
     max_queue_depth: int
@@ -98,10 +100,14 @@ class Submitter:
         if accepted.replayed:
             check_reuse(accepted, fingerprint)
         else:
-            telemetry.messages_accepted.labels(standing.account.channel).inc()
-            log.info("message_accepted", message_id=message.id, account_id=account_id, state=accepted.state)
-            if (wake_in_s := _wake_in_s(standing.account, promise, place.due_s)) is not None:
-                self.wakeups.try_wake(account_id, wake_in_s)
+            event = events.Accepted(
+                message_id=message.id,
+                account_id=account_id,
+                channel=standing.account.channel,
+                state=accepted.state,
+                wake_in_s=_wake_in_s(standing.account, promise, place.due_s),
+            )
+            self.publisher.publish([event])
         return Receipt(
             message_id=accepted.message_id,
             account_id=account_id,
@@ -139,15 +145,7 @@ class Submitter:
         if first_use := accepted.first_use:
             check_reuse(first_use, fingerprint)
             return _replay(first_use, wanted)
-        log.info("messages_accepted", count=len(ids), accounts=len(by_account), first_id=ids[0], last_id=ids[-1])
-        wakes: dict[str, float] = {}
-        for share in by_account:
-            account, first = share.standing.account, share.numbers[0]
-            telemetry.messages_accepted.labels(account.channel).inc(len(share.numbers))
-            due_s = min(places[n].due_s for n in share.numbers)
-            if (wake_in_s := _wake_in_s(account, promises[first], due_s)) is not None:
-                wakes[account.id] = wake_in_s
-        self.wakeups.try_wake_many(wakes)
+        self.publisher.publish([_accepted_together(ids, by_account, places, promises)])
         queued_at = accepted.queued_at.astimezone(UTC)  # as the estimates are: between zones a comparison takes long
         receipts = [
             Receipt(
@@ -231,6 +229,19 @@ def _no_forecast(account: Account, gone: Estimate) -> str:
         case BlockedBy.UPSTREAM:
             return "Its upstream is unavailable: there will be no room before that answers again"
     return "Nobody can say when there will be room: its tokens are unknown at the moment"
+
+
+def _accepted_together(
+    ids: Sequence[str], by_account: Sequence[Share], places: Sequence[Place], promises: Sequence[Estimate]
+) -> events.AcceptedTogether:
+    shares = []
+    for share in by_account:
+        account = share.standing.account
+        due_s = min(places[n].due_s for n in share.numbers)
+        wake_in_s = _wake_in_s(account, promises[share.numbers[0]], due_s)
+        count = len(share.numbers)
+        shares.append(events.Share(account_id=account.id, channel=account.channel, count=count, wake_in_s=wake_in_s))
+    return events.AcceptedTogether(first_id=ids[0], last_id=ids[-1], shares=tuple(shares))
 
 
 def _wake_in_s(account: Account, promise: Estimate, due_s: float) -> float | None:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from psycopg.types.json import Jsonb
 
 from ratelimit import Limits
+from workers.domain.actor import PACELINE
+from workers.domain.events import AccountCoolingDown, AccountOpened, AccountPaused, AccountResting
 from workers.domain.health import Closed, Rest, closed
 from workers.domain.message import Line
 from workers.store.schema import TALLY_RANK
@@ -347,10 +349,10 @@ WHERE id = %(account_id)s AND (paused_at IS NULL OR paused_until <= now()) RETUR
 """
 
 
-def close(c: Connection, account_id: str, reason: str) -> list[str]:
-    """The upstream refuses the account: pause it until somebody resumes it. Returns the ids of the accounts that are
-    paused now and were not before: none if an admin or another answer of the same kind has paused it."""
-    return [row["id"] for row in c.all(_CLOSE, {"account_id": account_id, "reason": reason})]
+def close(c: Connection, account_id: str, reason: str) -> list[AccountPaused]:
+    """The upstream refuses the account: pause it until somebody resumes it. Returns nothing if an admin or another
+    answer of the same kind has paused it."""
+    return _paused(c.all(_CLOSE, {"account_id": account_id, "reason": reason}), reason)
 
 
 _TOGETHER = """
@@ -368,9 +370,13 @@ FROM together WHERE a.id = together.id AND (a.paused_at IS NULL OR a.paused_unti
 """
 
 
-def close_credential(c: Connection, account_id: str, reason: str) -> list[str]:
+def close_credential(c: Connection, account_id: str, reason: str) -> list[AccountPaused]:
     """The upstream refuses the account's credential: pause every account under it, as `close` does one."""
-    return [row["id"] for row in c.all(_CLOSE_CREDENTIAL, {"account_id": account_id, "reason": reason})]
+    return _paused(c.all(_CLOSE_CREDENTIAL, {"account_id": account_id, "reason": reason}), reason)
+
+
+def _paused(rows: list[Row], reason: str) -> list[AccountPaused]:
+    return [AccountPaused(account_id=row["id"], reason=reason, by=PACELINE.subject) for row in rows]
 
 
 # A recipient counts once, and what got through since the last refusal ends the row.
@@ -405,11 +411,11 @@ FROM together WHERE a.id = together.id AND (a.rest_until IS NULL OR %(probed)s::
 """
 
 
-def rest(c: Connection, account_id: str, kind: str, error: str, for_s: float, *, probed: bool) -> list[str]:
+def rest(c: Connection, account_id: str, kind: str, error: str, for_s: float, *, probed: bool) -> list[AccountResting]:
     """The identity of the account rests for `for_s` seconds: nothing is claimed for any account that shares it. While
-    it rests already, only a probe that failed makes it rest anew. Returns the ids of the accounts that rest now."""
+    it rests already, only a probe that failed makes it rest anew."""
     params = {"account_id": account_id, "kind": kind, "error": error, "for_s": for_s, "probed": probed}
-    return [row["id"] for row in c.all(_REST, params)]
+    return [AccountResting(account_id=row["id"], kind=kind, reason=error) for row in c.all(_REST, params)]
 
 
 _BEGIN_PROBE = f"""
@@ -444,9 +450,9 @@ FROM together WHERE a.id = together.id AND a.rest_until IS NOT NULL RETURNING a.
 """
 
 
-def open_again(c: Connection, account_id: str) -> list[str]:
-    """The upstream serves the identity again. Returns the ids of the accounts that rested."""
-    return [row["id"] for row in c.all(_OPEN, {"account_id": account_id})]
+def open_again(c: Connection, account_id: str) -> list[AccountOpened]:
+    """The upstream serves the identity again: every account that rested with it may go on."""
+    return [AccountOpened(account_id=row["id"]) for row in c.all(_OPEN, {"account_id": account_id})]
 
 
 _RESUME = """
@@ -470,10 +476,11 @@ FROM together WHERE a.id = together.id RETURNING a.id
 """
 
 
-def cool_down(c: Connection | Database, account_id: str, for_s: float) -> None:
+def cool_down(c: Connection | Database, account_id: str, for_s: float) -> list[AccountCoolingDown]:
     """Note that the upstream closed the budget that the account draws on: for every account that draws on it. A
     cooldown is only ever extended."""
-    c.all(_COOL_DOWN, {"account_id": account_id, "for_s": for_s})
+    rows = c.all(_COOL_DOWN, {"account_id": account_id, "for_s": for_s})
+    return [AccountCoolingDown(account_id=row["id"], for_s=for_s) for row in rows]
 
 
 _LIFT_COOLDOWN = f"""

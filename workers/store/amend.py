@@ -37,6 +37,8 @@ _AMEND = f"""
 WITH amended AS (
     UPDATE messages m SET content = %(content)s, expires_at = %(expires_at)s, priority = %(priority)s,
         send_at = %(send_at)s,
+        -- Other words under a key that was used are refused upstream, or answered for the old ones.
+        refusals = m.refusals + (m.attempts > 0 AND m.content <> %(content)s)::int,
         state = CASE WHEN NOT %(moves)s::boolean THEN m.state
                      WHEN %(send_at)s::timestamptz > now() THEN 'scheduled'
                      ELSE 'held' END,

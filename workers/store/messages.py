@@ -29,6 +29,17 @@ from ulid import ULID
 from ratelimit import Origin
 from workers.domain.actor import Action, Actor
 from workers.domain.errors import StaleClaim
+from workers.domain.events import (
+    Buried,
+    Cancelled,
+    Deferred,
+    Expired,
+    LateAnswer,
+    LookupBegun,
+    RetryScheduled,
+    Sent,
+    TakenBack,
+)
 from workers.domain.lookup import same_text
 from workers.domain.message import Claim, Line, NewMessage
 from workers.domain.outcome import Outcome
@@ -47,15 +58,6 @@ class Accepted:
     queued_at: datetime
     replayed: bool = False
     fingerprint: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """What the books say of a message just sent: how long it waited, and how far off its estimate was (s, signed)."""
-
-    message_id: str
-    waited_s: float
-    estimate_error_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -474,7 +476,7 @@ RETURNING m.id, extract(epoch FROM m.sent_at - m.queued_at)::float8 AS waited_s,
 
 
 def mark_sent(c: Connection, accepted: Sequence[tuple[Claim, Outcome]]) -> list[Sent]:
-    """Record that the upstream took these. Those missing in the answer were not this drain's any more."""
+    """Record that the upstream took these. Those of which nothing is returned were not this drain's any more."""
     if not accepted:
         return []
     accepted = sorted(accepted, key=lambda pair: pair[0].message_id)  # rows are locked in one order by everyone
@@ -486,7 +488,13 @@ def mark_sent(c: Connection, accepted: Sequence[tuple[Claim, Outcome]]) -> list[
         "latencies": [round(outcome.latency_s * 1000) for _, outcome in accepted],
         "tokens": [claim.token for claim, _ in accepted],
     }
-    return [Sent(row["id"], row["waited_s"], row["estimate_error_s"]) for row in c.all(_MARK_SENT, params)]
+    pairs = {claim.message_id: (claim, outcome) for claim, outcome in accepted}
+    sent = []
+    for row in c.all(_MARK_SENT, params):
+        claim, outcome = pairs[row["id"]]
+        waited_s, error_s = row["waited_s"], row["estimate_error_s"]
+        sent.append(Sent(claim=claim, outcome=outcome, waited_s=waited_s, estimate_error_s=error_s))
+    return sent
 
 
 # An answered refusal uses up the idempotency key: an upstream may replay it for ever. Not while an earlier attempt may
@@ -502,9 +510,10 @@ RETURNING m.id
 """
 
 
-def schedule_retry(c: Connection, claim: Claim, outcome: Outcome, delay_s: float) -> None:
+def schedule_retry(c: Connection, claim: Claim, outcome: Outcome, delay_s: float) -> RetryScheduled:
     """It failed and will be tried again; it stays the head of its line meanwhile."""
     _move(c, _SCHEDULE_RETRY, claim, outcome, delay_s=delay_s)
+    return RetryScheduled(claim=claim, outcome=outcome, delay_s=delay_s)
 
 
 # A line that rests goes on behind those that are due before it; any other deferral keeps its place.
@@ -519,10 +528,23 @@ RETURNING m.id
 """
 
 
-def defer(c: Connection, claim: Claim, outcome: Outcome, reason: DeferralReason, delay_s: float = 0.0) -> None:
-    """Not its turn after all: back to its old place, nothing counted. delay_s: how long its line rests first."""
+def defer(
+    c: Connection,
+    claim: Claim,
+    outcome: Outcome,
+    reason: DeferralReason,
+    *,
+    channel: str,
+    delay_s: float = 0.0,
+    cooldown_s: float = 0.0,
+) -> Deferred:
+    """Not its turn after all: back to its old place, nothing counted. delay_s: how long its line rests first. channel,
+    cooldown_s: for the event alone."""
     throttled = reason is DeferralReason.THROTTLED
     _move(c, _DEFER, claim, outcome, counted=False, deferral=str(reason), delay_s=delay_s, throttled=throttled)
+    return Deferred(
+        claim=claim, outcome=outcome, channel=channel, reason=reason, delay_s=delay_s, cooldown_s=cooldown_s
+    )
 
 
 _END_LINE_RESTS = """
@@ -549,10 +571,10 @@ RETURNING m.id
 """
 
 
-def take_back(c: Connection, tokens: Sequence[str], worker: int) -> int:
-    """Undo claims under these tokens whose COMMIT was never confirmed to this worker: nothing of them left. Returns how
-    many there were."""
-    return len(c.all(_TAKE_BACK, {"tokens": list(tokens), "worker": worker})) if tokens else 0
+def take_back(c: Connection, tokens: Sequence[str], worker: int) -> TakenBack:
+    """Undo claims under these tokens whose COMMIT was never confirmed to this worker: nothing of them left."""
+    rows = c.all(_TAKE_BACK, {"tokens": list(tokens), "worker": worker}) if tokens else []
+    return TakenBack(count=len(rows))
 
 
 # When the history must show each attempt of the message that may have arrived: until an attempt's deadline the upstream
@@ -576,10 +598,11 @@ RETURNING message_id
 """
 
 
-def bury(c: Connection, claim: Claim, outcome: Outcome, reason: DeadLetterReason) -> None:
+def bury(c: Connection, claim: Claim, outcome: Outcome, reason: DeadLetterReason) -> Buried:
     """Give it up: a dead letter for a person to look at. Its line moves on."""
     _move(c, _BURY, claim, outcome, counted=not outcome.withheld, deferral=_withheld(outcome), reason=str(reason))
     elect_heads(c, [claim.line])
+    return Buried(claim=claim, outcome=outcome, reason=reason)
 
 
 _AWAIT_VERIFICATION = f"""
@@ -591,12 +614,13 @@ RETURNING m.id
 """
 
 
-def await_verification(c: Connection, claim: Claim, outcome: Outcome, delay_s: float) -> None:
+def await_verification(c: Connection, claim: Claim, outcome: Outcome, delay_s: float) -> LookupBegun:
     """Nobody knows whether it arrived: look it up after `delay_s`."""
     _move(
         c, _AWAIT_VERIFICATION, claim, outcome,
         counted=not outcome.withheld, deferral=_withheld(outcome), delay_s=delay_s, verify_after_s=VERIFY_AFTER_S,
     )  # fmt: skip
+    return LookupBegun(claim=claim, outcome=outcome, delay_s=delay_s)
 
 
 def _withheld(outcome: Outcome) -> str | None:
@@ -626,9 +650,9 @@ RETURNING m.state
 """
 
 
-def accept_late_answer(c: Connection, claim: Claim, outcome: Outcome) -> bool:
-    """The answer of an attempt already written off as unknown arrived after all: the message was delivered. Returns
-    whether it is `sent` now; False while another attempt of it is out."""
+def accept_late_answer(c: Connection, claim: Claim, outcome: Outcome) -> Sent | LateAnswer:
+    """The answer of an attempt already written off as unknown arrived after all: the message was delivered. It is
+    `sent` now, unless another attempt of it is out."""
     params = {
         "message_id": claim.message_id,
         "attempt": claim.attempt,
@@ -640,7 +664,8 @@ def accept_late_answer(c: Connection, claim: Claim, outcome: Outcome) -> bool:
     if not rows:
         raise StaleClaim(claim.message_id, claim.attempt)
     elect_heads(c, [claim.line])
-    return rows[0]["state"] == "sent"
+    kind = Sent if rows[0]["state"] == "sent" else LateAnswer
+    return kind(claim=claim, outcome=outcome)
 
 
 _MARK_PROVED = """
@@ -897,14 +922,16 @@ RETURNING m.id, m.account_id, m.recipient_id, m.priority, m.request_id
 """
 
 
-def expire(db: Database, want: int = 1000) -> list[Row]:
-    """Close waiting messages whose expiresAt is past. Returns id, account_id and request_id of each."""
+def expire(db: Database, want: int = 1000) -> list[Expired]:
+    """Close waiting messages whose expiresAt is past."""
 
-    def work(c: Connection) -> list[Row]:
+    def work(c: Connection) -> list[Expired]:
         verify_expired(c)
         rows = c.all(_EXPIRE, {"want": want})
         elect_heads(c, map(_line, rows))
-        return rows
+        return [
+            Expired(message_id=row["id"], account_id=row["account_id"], request_id=row["request_id"]) for row in rows
+        ]
 
     return db.transaction(work)
 
@@ -919,13 +946,13 @@ SELECT * FROM cancelled
 """
 
 
-def cancel(db: Database, message_id: str, by: Actor) -> bool:
-    """Close a message that still waits. False if it does not, or if it may have arrived already."""
+def cancel(db: Database, message_id: str, by: Actor) -> Cancelled | None:
+    """Close a message that still waits. None if it does not, or if it may have arrived already."""
 
-    def work(c: Connection) -> bool:
+    def work(c: Connection) -> Cancelled | None:
         rows = c.all(_CANCEL, {"message_id": message_id, **audit.by_params(by)})
         elect_heads(c, map(_line, rows))
-        return bool(rows)
+        return Cancelled(message_id=message_id, account_id=rows[0]["account_id"], by=by.subject) if rows else None
 
     return db.transaction(work)
 
