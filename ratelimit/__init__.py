@@ -10,7 +10,7 @@ The package knows nothing of messages and imports nothing of Paceline.
 
 from ratelimit.connection import connect
 from ratelimit.errors import BadLimits, RateLimitError, TokensUnavailable
-from ratelimit.forecast import forecast, forecast_many
+from ratelimit.forecast import forecast, forecast_many, gone_before
 from ratelimit.limits import Limit, Limits
 from ratelimit.tokens import Grant, Origin, Tokens, Use, View
 
@@ -28,4 +28,5 @@ __all__ = [
     "connect",
     "forecast",
     "forecast_many",
+    "gone_before",
 ]

@@ -1,5 +1,6 @@
 """When will the k-th in line go? Computed from the tokens' real return times, never from an average rate."""
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -50,6 +51,29 @@ def forecast_many(
             place = wanted.popleft()
             found[place] = leaves_at(place - first + 1)
     return [found[place] for place in places]
+
+
+def gone_before(
+    limits: Limits,
+    uses: Sequence[float],
+    moments: Sequence[float],
+    *,
+    latency_s: float,
+    not_before_s: float = 0.0,
+    later: Sequence[tuple[int, float]] = (),
+    length: int,
+) -> list[int]:
+    """How many of a queue of this length have left before each of these moments (seconds from now, ascending)."""
+    sections = [(1, not_before_s), *((place, at_s) for place, at_s in later if place <= length)]
+    queue, wanted = _Queue(limits, uses, latency_s), deque(moments)
+    found: list[int] = []
+    for (first, at_s), (following, _) in zip(sections, [*sections[1:], (length + 1, 0.0)], strict=True):
+        n = following - first
+        leaves_at = queue.go(n, at_s)
+        while n and wanted and wanted[0] - _SAME_S <= leaves_at(n):
+            before = bisect_left(range(1, n + 1), wanted.popleft() - _SAME_S, key=leaves_at)
+            found.append(first - 1 + before)
+    return found + [length] * len(wanted)
 
 
 class _Queue:

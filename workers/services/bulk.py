@@ -62,7 +62,7 @@ def ids_like(message_id: str, n: int) -> list[str]:
 
 
 def line_up(
-    wanted: Sequence[Mapping[str, Any]], standings: Mapping[str, Standing], now: datetime
+    wanted: Sequence[Mapping[str, Any]], standings: Mapping[str, Standing]
 ) -> tuple[list[Place], dict[str, Standing]]:
     """Where each of these will stand once all are in, and the accounts as they will be then.
 
@@ -70,7 +70,7 @@ def line_up(
     got had they been sent one by one, the most urgent first and those for later (sendAt) last. Example: behind two
     waiting ones of priority 5, priorities 5, 9, 5 get the places 4, 1, 5.
     """
-    levels = [(m["account_id"], rank(m["priority"]), _later(m, now)) for m in wanted]
+    levels = [(m["account_id"], rank(m["priority"]), _later(m, standings[m["account_id"]].at)) for m in wanted]
     joining = Counter(levels)
     after = _joined_by(joining, standings)
     ahead = {(to, own): after[to].ahead_by(own) for to, own, _ in joining}
@@ -80,7 +80,7 @@ def line_up(
     for message, level in zip(wanted, levels, strict=True):
         account_id, own, due_at = level
         if due_at:
-            due_s = (due_at - now).total_seconds()
+            due_s = (due_at - standings[account_id].at).total_seconds()
             places.append(Place(next(turns[level]), own, State.SCHEDULED, due_s))
         else:
             line = (account_id, message["recipient_id"], own)
@@ -109,12 +109,12 @@ def _joined_by(
     }
 
 
-def latest(wanted: Iterable[Mapping[str, Any]], now: datetime) -> dict[str, datetime | None]:
-    """The accounts of a list, with the last sendAt of each that is still to come."""
+def latest(wanted: Iterable[Mapping[str, Any]]) -> dict[str, datetime | None]:
+    """The accounts of a list, with the last sendAt of each."""
     found: dict[str, datetime | None] = {}
     for message in wanted:
-        due_at, last = _later(message, now), found.get(message["account_id"])
-        found[message["account_id"]] = max(due_at, last) if due_at and last else due_at or last
+        send_at, last = message.get("send_at"), found.get(message["account_id"])
+        found[message["account_id"]] = max(send_at, last) if send_at and last else send_at or last
     return found
 
 

@@ -1,14 +1,15 @@
 """When will a waiting message go, and what holds it back? From the tokens' real return times and its real place."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from ratelimit import Limits, View, forecast_many
+from ratelimit import Limits, View, forecast_many, gone_before
 from ratelimit.tokens import START_WITHIN_S
 from workers.clock import moment_in
 from workers.domain.state import State
@@ -66,6 +67,11 @@ class Place(NamedTuple):
     in_its_line: int = 0
     line_due_s: float = 0.0
 
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for a time of its own."""
+        return self.due_s > 0 or self.state is State.SCHEDULED
+
 
 def estimate(
     standing: Standing,
@@ -75,7 +81,6 @@ def estimate(
     *,
     latency_s: float,
     lease_s: float,
-    now: datetime,
 ) -> list[Estimate]:
     """For messages at these places on one account, in their order.
 
@@ -92,22 +97,18 @@ def estimate(
         return [Estimate(None, _blocked_by(closed_by, place, 0.0), wait_s) for place in places]
     in_hand, uses = _in_hand(view, standing.tokens, lease_s), view.uses
 
-    def leave(places: Sequence[int], later: Sequence[tuple[int, float]] = ()) -> list[float]:
-        """Those that go under a token in hand go now."""
-        told = [place - in_hand if place > in_hand else 1 for place in places]
-        steps = [(max(1, place - in_hand), at_s) for place, at_s in later]
-        turns_s = forecast_many(limits, uses, told, latency_s=latency_s, not_before_s=held_s, later=steps)
-        return [turn_s if place > in_hand else held_s for place, turn_s in zip(places, turns_s, strict=True)]
-
+    queue = _Queue(limits, uses, latency_s, held_s, in_hand)
     [next_s] = forecast_many(limits, uses, [1], latency_s=latency_s, not_before_s=held_s)
-    arrivals = [Arrival(max(0.0, (at - now).total_seconds()), rank, n) for at, rank, n in standing.later]
-    turns_s = _turns_s(places, standing, arrivals, leave)
+    arrivals = [Arrival(max(0.0, (at - standing.at).total_seconds()), rank, n) for at, rank, n in standing.later]
+    turns_s = _turns_s(places, standing, arrivals, queue)
 
     @cache  # many go together
     def promise(what: tuple[Any, ...], turn_s: float) -> Estimate:
         place = Place(0, *what)
         line_s = max(held_s, place.line_due_s) + place.in_its_line * latency_s if place.in_its_line else 0.0
-        return Estimate(moment_in(max(turn_s, place.due_s, line_s), now), _blocked_by(closed_by, place, turn_s), next_s)
+        return Estimate(
+            moment_in(max(turn_s, place.due_s, line_s), standing.at), _blocked_by(closed_by, place, turn_s), next_s
+        )
 
     return [promise(place[1:], turn_s) for place, turn_s in zip(places, turns_s, strict=True)]
 
@@ -120,41 +121,131 @@ class Arrival(NamedTuple):
     n: int
 
 
-Leave = Callable[..., list[float]]
-"""When the messages at these places leave: `leave(places, later)`, as for `forecast_many`."""
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    """Messages that leave one by one under the account's tokens. The first go under those in hand, now."""
+
+    limits: Limits
+    uses: Sequence[float]
+    latency_s: float
+    not_before_s: float
+    in_hand: int
+
+    def leave(self, places: Sequence[int], later: Sequence[tuple[int, float]] = ()) -> list[float]:
+        """When those at these places leave. later: from a place on none leaves before so many seconds."""
+        told = [max(1, place - self.in_hand) for place in places]
+        turns_s = forecast_many(
+            self.limits,
+            self.uses,
+            told,
+            latency_s=self.latency_s,
+            not_before_s=self.not_before_s,
+            later=self._behind_those_in_hand(later),
+        )
+        return [
+            turn_s if place > self.in_hand else self.not_before_s for place, turn_s in zip(places, turns_s, strict=True)
+        ]
+
+    def gone_before(
+        self, moments: Sequence[float], later: Sequence[tuple[int, float]], length: int
+    ) -> dict[float, int]:
+        """How many of a queue of this length have left before each of these moments."""
+        in_order = sorted(set(moments))
+        found = gone_before(
+            self.limits,
+            self.uses,
+            in_order,
+            latency_s=self.latency_s,
+            not_before_s=self.not_before_s,
+            later=self._behind_those_in_hand(later),
+            length=max(0, length - self.in_hand),
+        )
+        return {at_s: self.in_hand + n if at_s else 0 for at_s, n in zip(in_order, found, strict=True)}
+
+    def _behind_those_in_hand(self, later: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+        return [(max(1, place - self.in_hand), at_s) for place, at_s in later]
 
 
-def _turns_s(places: Sequence[Place], standing: Standing, arrivals: Sequence[Arrival], leave: Leave) -> list[float]:
+def _turns_s(places: Sequence[Place], standing: Standing, arrivals: Sequence[Arrival], queue: _Queue) -> list[float]:
     """When tokens and those before it let each of these go."""
     turns_s = [0.0] * len(places)
-    now = [n for n, place in enumerate(places) if not place.due_s]
-    for n, turn_s in zip(now, _overtaken([places[n] for n in now], standing.neighbours, arrivals, leave), strict=True):
-        turns_s[n] = turn_s
-    for rank in {place.rank for place in places if place.due_s}:
-        later = [n for n, place in enumerate(places) if place.due_s and place.rank == rank]
-        steps = _steps(rank, standing, arrivals)
-        for n, turn_s in zip(later, leave([places[n].position for n in later], steps), strict=True):
+    for wait in (False, True):
+        numbers = [n for n, place in enumerate(places) if place.waits is wait]
+        chosen = [places[n] for n in numbers]
+        turns, steps = _turns_later(chosen, standing, arrivals, queue) if wait else (_turns_now(chosen, standing), [])
+        for n, turn_s in zip(numbers, _overtaken(chosen, turns, steps, arrivals, queue), strict=True):
             turns_s[n] = turn_s
     return turns_s
 
 
+def _turns_now(places: Sequence[Place], standing: Standing) -> list[int]:
+    """The turns of messages that may go now. Accounts that draw on the same budget take turns."""
+    return [place.position + sum(min(n, place.position) for n in standing.neighbours) for place in places]
+
+
+def _turns_later(
+    places: Sequence[Place], standing: Standing, arrivals: Sequence[Arrival], queue: _Queue
+) -> tuple[list[int], list[tuple[int, float]]]:
+    """The turns of messages that wait for a time, in a queue of all, and from which turn on nothing leaves before when.
+
+    Until a message may go, those of every rank take tokens. Then only those before it do that could not go yet.
+    """
+    if not places:
+        return [], []
+    steps, length = [], standing.ahead(0)
+    for arrival in arrivals:
+        steps.append((length + 1, arrival.due_s))
+        length += arrival.n
+    moments = [0.0, *(arrival.due_s for arrival in arrivals), *(place.due_s for place in places)]
+    gone = queue.gone_before(moments, steps, length)
+    backlog = {rank: _backlog(rank, arrivals, standing, gone) for rank in {place.rank for place in places}}
+    return [gone[place.due_s] + backlog[place.rank](place) + 1 for place in places], steps
+
+
+def _backlog(
+    rank: int, arrivals: Sequence[Arrival], standing: Standing, gone: Mapping[float, int]
+) -> Callable[[Place], int]:
+    """How many of those that go before a message of this rank are left when it may go.
+
+    They are those that have come since they last were none, less all that have gone since. The moment of that is not
+    known, but any other gives a lower number.
+    """
+    came = standing.ahead(rank)
+    at_s, spare = [0.0], [0]
+    for arrival in arrivals:
+        if arrival.rank >= rank:
+            at_s.append(arrival.due_s)
+            spare.append(max(spare[-1], gone[arrival.due_s] - came))
+            came += arrival.n
+
+    def left(place: Place) -> int:
+        most_spare = spare[bisect_right(at_s, place.due_s) - 1]
+        return max(0, place.position - 1 - gone[place.due_s] + most_spare)
+
+    return left
+
+
 def _overtaken(
-    places: Sequence[Place], neighbours: Sequence[int], arrivals: Sequence[Arrival], leave: Leave
+    places: Sequence[Place],
+    turns: Sequence[int],
+    steps: Sequence[tuple[int, float]],
+    arrivals: Sequence[Arrival],
+    queue: _Queue,
 ) -> list[float]:
-    """For messages that may go now. Until they do, more urgent ones may arrive, and go first. Accounts that draw on the
-    same budget take turns."""
-    turns = [place.position + sum(min(n, place.position) for n in neighbours) for place in places]
-    taken, turns_s = turns, leave(turns)
+    """When these messages go, whose turns these are but for more urgent ones that arrive until then, and go first."""
+    taken, turns_s = turns, queue.leave(turns, steps)
     if not arrivals:
         return turns_s
     more_urgent = {rank: _arriving(arrivals, rank + 1) for rank in {place.rank for place in places}}
+    known = [more_urgent[place.rank](place.due_s) if place.waits else 0 for place in places]
     for _ in range(_ROUNDS):
         overtaken = [
-            turn + more_urgent[place.rank](turn_s) for place, turn, turn_s in zip(places, turns, turns_s, strict=True)
+            turn + more_urgent[place.rank](max(turn_s, place.due_s)) - n
+            for place, turn, turn_s, n in zip(places, turns, turns_s, known, strict=True)
         ]
         if overtaken == taken:
             break
-        taken, turns_s = overtaken, leave(overtaken)
+        taken, turns_s = overtaken, queue.leave(overtaken, steps)
     return turns_s
 
 
@@ -163,16 +254,6 @@ def _arriving(arrivals: Sequence[Arrival], rank: int) -> Callable[[float], int]:
     counted = [arrival for arrival in arrivals if arrival.rank >= rank]
     at_s, totals = [arrival.due_s for arrival in counted], [0, *accumulate(arrival.n for arrival in counted)]
     return lambda within_s: totals[bisect_right(at_s, within_s)]
-
-
-def _steps(rank: int, standing: Standing, arrivals: Sequence[Arrival]) -> list[tuple[int, float]]:
-    """In a queue of all messages of at least this rank: from which place on they go no earlier than when."""
-    place, steps = 1 + standing.ahead(rank), []
-    for arrival in arrivals:
-        if arrival.rank >= rank:
-            steps.append((place, arrival.due_s))
-            place += arrival.n
-    return steps
 
 
 def _in_hand(view: View, claimed: frozenset[str], lease_s: float) -> int:

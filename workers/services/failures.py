@@ -109,7 +109,6 @@ class Failures:
     def _done_at(self, found: Iterable[Failed]) -> datetime | None:
         """When the last of these goes, account by account, once all that may be are queued again: behind whatever is
         more urgent, fresh messages of their own priority included."""
-        now = datetime.now(UTC)
         shares = {share.account_id: share for share in found if share.going}
         standings = accounts.standings(self.db, dict.fromkeys(shares))
         asked = [(s.account, s.account.limits_in_force(self.default_limits)) for s in standings.values()]
@@ -120,9 +119,9 @@ class Failures:
             share = shares[account.id]
             lowest = rank(share.least or 1, redriven=True)
             place = Place(standing.ahead(lowest) + share.going, lowest)
-            [promise] = estimate(standing, limits, view, [place], latency_s=latency_s, lease_s=self.lease_s, now=now)
+            [promise] = estimate(standing, limits, view, [place], latency_s=latency_s, lease_s=self.lease_s)
             last.append(promise.at)
-        return None if None in last else max((at for at in last if at), default=now)
+        return None if None in last else max((at for at in last if at), default=datetime.now(UTC))
 
     def _publish(self, kind: type[Retried] | type[Dismissed] | type[Resolved], row: Row, by: Actor) -> None:
         self.publisher.publish([kind(message_id=row["id"], account_id=row["account_id"], by=by.subject)])

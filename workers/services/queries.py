@@ -15,7 +15,7 @@ from workers.domain.state import Status as MessageStatus
 from workers.services.estimate import BlockedBy, Estimate, Place, estimate
 from workers.services.submit import behind_its_line, look_at_all
 from workers.store import accounts, audit, batches, epochs, queries
-from workers.store.accounts import Account
+from workers.store.accounts import Account, Standing
 from workers.store.audit import AuditFilter
 from workers.store.queries import FailureFilter, MessageFilter, Scope
 from workers.store.session import Database, Row
@@ -295,40 +295,33 @@ class Reader:
         waiting = [row for row in rows if State(row["state"]) in WAITING]
         if not waiting:
             return {}
-        now = datetime.now(UTC)
-        standings = accounts.standings(self.db, _latest(waiting, now))
-        places = self._places(waiting, now)
+        last_due_at = {row["account_id"]: row["due_at"] for row in sorted(waiting, key=lambda row: row["due_at"])}
+        standings = accounts.standings(self.db, last_due_at)
+        places = self._places(waiting, standings)
         asked = [(standing.account, self._limits(standing.account)) for standing in standings.values()]
         looks = look_at_all(self.tokens, self.wakeups, asked)
         found: dict[str, Waiting] = {}
         for standing, (account, limits), (view, latency_s) in zip(standings.values(), asked, looks, strict=True):
             own = {row["id"]: places[row["id"]] for row in waiting if row["account_id"] == account.id}
-            promises = estimate(
-                standing, limits, view, list(own.values()), latency_s=latency_s, lease_s=self.lease_s, now=now
-            )
+            promises = estimate(standing, limits, view, list(own.values()), latency_s=latency_s, lease_s=self.lease_s)
             found |= {
                 message_id: Waiting(place.position, promise)
                 for (message_id, place), promise in zip(own.items(), promises, strict=True)
             }
         return found
 
-    def _places(self, waiting: Sequence[Row], now: datetime) -> dict[str, Place]:
+    def _places(self, waiting: Sequence[Row], standings: Mapping[str, Standing]) -> dict[str, Place]:
         lines = queries.lines_ahead(self.db, [row["id"] for row in waiting if row["state"] == State.HELD])
         heads = [line.head_id for line in lines.values() if line.redriven]
         ahead = queries.ahead_of(self.db, [*(row["id"] for row in waiting), *heads])
-        places = {row["id"]: _place(row, ahead.get(row["id"], 0) + 1, now) for row in waiting}
-        return places | {
-            message_id: behind_its_line(places[message_id], line, ahead.get(line.head_id, 0), now)
-            for message_id, line in lines.items()
-        }
-
-
-def _latest(waiting: Sequence[Row], now: datetime) -> dict[str, datetime | None]:
-    """The accounts of these messages, with the last due time of each that is still to come."""
-    found: dict[str, datetime | None] = {}
-    for row in sorted(waiting, key=lambda row: row["due_at"]):
-        found[row["account_id"]] = row["due_at"] if row["due_at"] > now else None
-    return found
+        places = {}
+        for row in waiting:
+            now = standings[row["account_id"]].at
+            place = _place(row, ahead.get(row["id"], 0) + 1, now)
+            if line := lines.get(row["id"]):
+                place = behind_its_line(place, line, ahead.get(line.head_id, 0), now)
+            places[row["id"]] = place
+        return places
 
 
 def _depth(counts: Mapping[State, int]) -> int:

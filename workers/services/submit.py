@@ -13,7 +13,7 @@ from ratelimit import Limits, Tokens, TokensUnavailable, View
 from workers.domain import events
 from workers.domain.actor import Actor
 from workers.domain.errors import InvalidMessage, KeyReused, NotFound, QueueFull
-from workers.domain.message import NewMessage, rank
+from workers.domain.message import NewMessage
 from workers.domain.state import State
 from workers.services.bulk import Share, first_id, ids_like, latest, line_up, shares
 from workers.services.estimate import BlockedBy, Estimate, Place, estimate
@@ -85,17 +85,15 @@ class Submitter:
         idempotency key, and a hash of what was asked. Raises NotFound, InvalidMessage, QueueFull, KeyReused,
         StoreUnavailable; nothing is queued then.
         """
-        now = datetime.now(UTC)
         message = NewMessage(id=f"msg_{ULID()}", account_id=account_id, **wanted)
-        send_at = message.send_at if message.send_at and message.send_at > now else None
-        standing = accounts.standing(self.db, message.line, send_at)
+        standing = accounts.standing(self.db, message.line, message.send_at)
         if standing is None:
             raise NotFound(f"No account {account_id}")
-        place = self._place(message, standing, send_at, now)
-        [[promise]] = self._estimate([(standing, [place])], now)
+        place, after = self._place(message, standing)
+        [[promise]] = self._estimate([(after, [place])])
         with self._unless_accepted_before(by, key):
-            check_times(message.send_at, message.expires_at, now)
-            self._check_room(standing, 1, now)
+            check_times(message.send_at, message.expires_at, standing.at)
+            self._check_room(standing, 1)
         accepted = messages.accept(self.db, message, by=by, estimated_at=promise.at, key=key, fingerprint=fingerprint)
         if accepted.replayed:
             check_reuse(accepted, fingerprint)
@@ -128,15 +126,14 @@ class Submitter:
         which messages they mean. One line in the log and one entry per account in the audit stand for all: their ids
         run from the first to the last.
         """
-        now = datetime.now(UTC)
-        standings = accounts.standings(self.db, latest(wanted, now))
+        standings = accounts.standings(self.db, latest(wanted))
         by_account = shares(wanted, standings)
-        places, after = line_up(wanted, standings, now)
+        places, after = line_up(wanted, standings)
         with self._unless_accepted_before(by, key):
-            check_all_times(wanted, now)
+            check_all_times(wanted, by_account[0].standing.at)
             for share in by_account:
-                self._check_room(share.standing, len(share.numbers), now)
-        promises = self._promises(by_account, after, places, now)
+                self._check_room(share.standing, len(share.numbers))
+        promises = self._promises(by_account, after, places)
         ids = ids_like(first_id(), len(wanted))
         last = max(range(len(wanted)), key=lambda n: (promises[n].at or _NEVER, places[n].position))
         for id_, message, promise in zip(ids, wanted, promises, strict=True):
@@ -160,24 +157,27 @@ class Submitter:
         ]
         return BulkReceipt(receipts=receipts, done_at=_done_at(receipts))
 
-    def _place(self, message: NewMessage, standing: Standing, send_at: datetime | None, now: datetime) -> Place:
-        """Where a new message will stand. send_at: if that is still to come."""
-        own = rank(message.priority)
-        if send_at:
-            due_s = (send_at - now).total_seconds()
-            return Place(standing.ahead(own, send_at) + 1, own, State.SCHEDULED, due_s)
-        place, line = Place(standing.ahead(own) + 1, own), standing.line
-        if line is None:
-            return place
-        ahead = queries.ahead_of(self.db, [line.head_id]) if line.redriven else {}
-        return behind_its_line(place, line, ahead.get(line.head_id, 0), now)
+    def _place(self, message: NewMessage, standing: Standing) -> tuple[Place, Standing]:
+        """Where a new message will stand, and the account once it does."""
+        wanted = {
+            "account_id": message.account_id,
+            "recipient_id": message.recipient_id,
+            "priority": message.priority,
+            "send_at": message.send_at,
+        }
+        [place], after = line_up([wanted], {message.account_id: standing})
+        line = standing.line
+        if line is not None and not place.waits:
+            ahead = queries.ahead_of(self.db, [line.head_id]) if line.redriven else {}
+            place = behind_its_line(place, line, ahead.get(line.head_id, 0), standing.at)
+        return place, after[message.account_id]
 
     def _promises(
-        self, by_account: Sequence[Share], after: Mapping[str, Standing], places: Sequence[Place], now: datetime
+        self, by_account: Sequence[Share], after: Mapping[str, Standing], places: Sequence[Place]
     ) -> list[Estimate]:
         """An estimate for each place of a list."""
         found = self._estimate(
-            [(after[share.standing.account.id], [places[n] for n in share.numbers]) for share in by_account], now
+            [(after[share.standing.account.id], [places[n] for n in share.numbers]) for share in by_account]
         )
         shared_out = (
             zip(share.numbers, promised, strict=True) for share, promised in zip(by_account, found, strict=True)
@@ -194,7 +194,7 @@ class Submitter:
             if not (key and messages.key_used(self.db, by.subject, key)):
                 raise
 
-    def _check_room(self, standing: Standing, more: int, now: datetime) -> None:
+    def _check_room(self, standing: Standing, more: int) -> None:
         """Raises QueueFull if the account may not have so many more messages waiting, with how long it takes until
         enough have gone; InvalidMessage if they would not fit into an empty queue."""
         account, depth, most = standing.account, standing.depth, self.max_queue_depth
@@ -204,16 +204,16 @@ class Submitter:
         if more > most:
             words = f"{more} messages are for account {account.id}, which may have {most} waiting (MAX_QUEUE_DEPTH)."
             raise InvalidMessage({"messages": [f"{words} Send at most {most} at once."]})
-        [[gone]] = self._estimate([(standing, [Place(max(1, min(excess, depth)), 0, State.SCHEDULED)])], now)
+        [[gone]] = self._estimate([(standing, [Place(max(1, min(excess, depth)), 0, State.SCHEDULED)])])
         if gone.at is None:
             raise QueueFull(account.id, depth, most, RETRY_UNKNOWN_S, more=more, why=_no_forecast(account, gone))
-        raise QueueFull(account.id, depth, most, max(1.0, (gone.at - now).total_seconds()), more=more)
+        raise QueueFull(account.id, depth, most, max(1.0, (gone.at - standing.at).total_seconds()), more=more)
 
-    def _estimate(self, wanted: Sequence[tuple[Standing, Sequence[Place]]], now: datetime) -> list[list[Estimate]]:
+    def _estimate(self, wanted: Sequence[tuple[Standing, Sequence[Place]]]) -> list[list[Estimate]]:
         """For places on each of some accounts, from one look at all their tokens."""
         asked = [(standing.account, standing.account.limits_in_force(self.default_limits)) for standing, _ in wanted]
         return [
-            estimate(standing, limits, view, places, latency_s=latency_s, lease_s=self.lease_s, now=now)
+            estimate(standing, limits, view, places, latency_s=latency_s, lease_s=self.lease_s)
             for (standing, places), (_, limits), (view, latency_s) in zip(
                 wanted, asked, look_at_all(self.tokens, self.wakeups, asked), strict=True
             )

@@ -151,13 +151,14 @@ class LineAhead(NamedTuple):
 class Standing:
     """An account as a new message finds it.
 
-    depth: how many messages wait. in_line: how many of these may go now, by rank. later: those that wait for a time, by
-    time. neighbours: for every other account that draws on the same budget, how many messages may go now. tokens: the
-    tokens of the budget that messages have been put to of late. line: who goes before the new message to the same
-    recipient; None if nobody does.
+    at: when, by PostgreSQL's clock. depth: how many messages wait. in_line: how many of these may go now, by rank.
+    later: those that wait for a time, by time. neighbours: for every other account that draws on the same budget, how
+    many messages may go now. tokens: the tokens of the budget that messages have been put to of late. line: who goes
+    before the new message to the same recipient; None if nobody does.
     """
 
     account: Account
+    at: datetime
     depth: int
     in_line: Mapping[int, int]
     later: Sequence[Later]
@@ -186,14 +187,13 @@ _TOKENS = """
     WHERE coalesce(latest.budget, latest.account_id) = coalesce(a.budget, a.id)
 """
 
-# Whoever waits for a time is no tally, so those are looked up; a range of an index each. For a message that may go now,
-# the soonest are who may overtake it; for one that waits itself, those before it are who may be in its way.
+# Messages that wait for a time are looked up, since no tally counts them by time; each part is a range of an index.
 _SOONEST = 1000
 _NEAREST = 10_000
 _LATER = f"""
     SELECT due_at, rank, count(*)::int AS n, tried FROM (
         (SELECT due_at, 2 * priority + (NOT redriven)::int AS rank, false AS tried FROM messages
-         WHERE account_id = a.id AND state = 'scheduled' AND due_at > now() AND wanted.until IS NULL
+         WHERE account_id = a.id AND state = 'scheduled' AND due_at > greatest(now(), wanted.until)
          ORDER BY due_at LIMIT {_SOONEST})
         UNION ALL
         (SELECT due_at, 2 * priority + (NOT redriven)::int, false FROM messages
@@ -232,7 +232,7 @@ def line_held(account_id: str, recipient_id: str, priority: str, before: str | N
 
 
 _STANDINGS = f"""
-SELECT {_COLUMNS}, t.depth, t.ranks, t.in_line, later.*, line.*, ARRAY({_TOKENS}) AS tokens, ARRAY(
+SELECT {_COLUMNS}, now() AS at, t.depth, t.ranks, t.in_line, later.*, line.*, ARRAY({_TOKENS}) AS tokens, ARRAY(
     SELECT waiting.n FROM accounts b CROSS JOIN LATERAL (
         SELECT sum(n)::int AS n FROM tallies WHERE account_id = b.id AND state IN ('held', 'queued')
     ) waiting
@@ -261,8 +261,9 @@ LEFT JOIN LATERAL (
 
 
 def standings(db: Database, wanted: Mapping[str, datetime | None]) -> dict[str, Standing]:
-    """Of each of these accounts that there is. With a time: with all that wait for a time until then, or nearly (the
-    nearest ten thousand); with None: with the soonest thousand, and a thousand retries of each rank."""
+    """Of each of these accounts that there is, with the messages that wait for a time until then (if that is to come),
+    and soon after: as many as it takes to say when a message goes. In numbers: the ten thousand scheduled ones nearest
+    before, the thousand soonest after, and the thousand soonest retries of each rank."""
     params = {"account_ids": list(wanted), "until": list(wanted.values()), "recipient_id": None, "priority": None}
     return {row["id"]: _standing(row) for row in db.all(_STANDINGS, params)}
 
@@ -505,6 +506,7 @@ def _standing(row: Row) -> Standing:
             in_line[rank] = max(0, in_line[rank] - n)
     return Standing(
         account=_account(row),
+        at=row["at"].astimezone(UTC),
         depth=row["depth"],
         in_line=in_line,
         later=later,
