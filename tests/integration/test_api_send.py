@@ -306,7 +306,7 @@ def test_what_waits_for_its_next_try_is_blocked_by_that(
     adapters.db.transaction(lambda c: messages.schedule_retry(c, claims[0], failed, 60.0))
     assert blocked(tried) == "retry"
     throttled = send(recipientId="fan-2").json["messageId"]
-    claims = messages.claim_next(adapters.db, "default", ["t2"], worker=1, lease_s=10)
+    claims = messages.claim_next(adapters.db, "default", ["t2"], worker=1, lease_s=10, origin=origin(adapters))
     outcome = Outcome(OutcomeKind.THROTTLED, http_status=429)
     adapters.db.transaction(lambda c: messages.defer(c, claims[0], outcome, DeferralReason.THROTTLED, 60.0))
     assert blocked(throttled) == "cooldown"
