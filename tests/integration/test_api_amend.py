@@ -154,6 +154,18 @@ def test_what_does_not_wait_is_409(
     assert "x" not in {row["content"] for row in adapters.db.all("SELECT content FROM messages")}
 
 
+def test_words_that_may_have_arrived_stay_also_after_an_admin_has_queued_them_again(
+    patch: Patch, submit: Submit, adapters: Adapters
+) -> None:
+    """The upstream may know these words by the idempotency key that the next attempt has as well."""
+    receipt = submit()
+    doubt(adapters, receipt.message_id)
+    adapters.db.all("UPDATE messages SET tries = 0")  # as a retry does
+    refused = patch(receipt, content="x")
+    assert (refused.status_code, refused.json["code"]) == (409, "conflict")
+    assert patch(receipt, priority=9).status_code == 200
+
+
 def test_a_change_is_audited_without_its_words(patch: Patch, submit: Submit, adapters: Adapters) -> None:
     receipt = submit()
     patch(receipt, content="secret words", priority=7)

@@ -29,7 +29,7 @@ class Amender:
         """Give a waiting message these fields; those that are not named stay (RFC 7396).
 
         Raises NotFound (also outside the scope), InvalidMessage (it would contradict itself) and Conflict (being sent,
-        or over). Nothing is changed then.
+        over, or perhaps sent already). Nothing is changed then.
         """
         row = queries.message(self.db, message_id, scope)
         if row is None:
@@ -51,6 +51,8 @@ def _amended(row: Row, patch: Mapping[str, Any], now: datetime) -> Amended:
     new = {name: patch.get(name, row[name]) for name in FIELDS}
     if not new["content"] and not row["media_ids"]:
         raise InvalidMessage({"content": ["Must not be empty without mediaIds."]})
+    if new["content"] != row["content"] and row["may_have_arrived"]:  # and its idempotency key stands for these words
+        raise Conflict("Its words may have been sent already: an earlier attempt got no answer")
     if "send_at" in patch:
         check_times(new["send_at"], new["expires_at"], now)
     elif "expires_at" in patch:

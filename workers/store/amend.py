@@ -25,7 +25,10 @@ class Amended:
 
 
 _WAITING = f"""
-SELECT id, account_id, recipient_id, content, media_ids, priority, send_at, expires_at FROM messages m
+SELECT id, account_id, recipient_id, content, media_ids, priority, send_at, expires_at,
+    m.attempts > 0 AND (SELECT true FROM attempts a WHERE a.message_id = m.id AND a.counted AND a.outcome = 'unknown'
+                        LIMIT 1) IS TRUE AS may_have_arrived
+FROM messages m
 WHERE m.id = %(message_id)s AND m.state || '' IN ('scheduled', 'held', 'queued') AND NOT {DOUBTFUL}
 FOR UPDATE
 """
@@ -58,7 +61,8 @@ def amend(db: Database, message_id: str, change: Callable[[Row], Amended], by: A
     """Change a message that waits and has certainly not arrived. Returns what it has become; None if it is not such a
     one.
 
-    change: decides, from the message as it is, what it shall be; nothing is changed if it raises.
+    change: decides, from the message as it is, what it shall be; nothing is changed if it raises. `may_have_arrived`
+    tells it of an attempt without an answer from before an admin queued the message again.
     """
 
     def work(c: Connection) -> Amended | None:
