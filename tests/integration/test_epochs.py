@@ -3,6 +3,7 @@
 Two real servers, and an address that leads to one of them at a time. What counts is the upstream's ledger.
 """
 
+import random
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -188,6 +189,39 @@ def test_what_was_out_is_recorded_across_a_failover(
     assert most_in_a_window(strict) == 10
     assert queries.messages(there.adapters.db, queries.MessageFilter(), None, 20)
     assert states(there.adapters).get("queued") == 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_becomes_of_the_address_and_of_what_it_leads_to(
+    address: Address,
+    a: str,
+    b: str,
+    side: Callable[[str], Side],
+    queue: Callable[[int], None],
+    strict: Sandbox,
+    seed: int,
+) -> None:
+    """Switched, emptied and copied over each other in any order, with two workers and two reconcilers that notice it
+    sooner or later: of ten in a minute there are never more."""
+    chance = random.Random(seed)
+    sides = [side(address.url), side(address.url)]
+    with redis.Redis.from_url(a) as at_a, redis.Redis.from_url(b) as at_b:
+        steps: list[Callable[[], object]] = [
+            lambda: address.lead_to(chance.choice([a, b])),
+            lambda: chance.choice([at_a, at_b]).flushall(),
+            lambda: _replicate(at_b, a),
+            lambda: _replicate(at_a, b),
+            *[lambda: chance.choice(sides).reconcile()] * 4,
+            *[lambda: (queue(1), chance.choice(sides).drain())] * 4,
+        ]
+        for _ in range(60):
+            chance.choice(steps)()
+            assert most_in_a_window(strict) <= 10
+    queue(10)
+    for each in sides:
+        each.reconcile()
+        each.drain()
+    assert most_in_a_window(strict) == 10, "and what may go, goes"
 
 
 # --- a replica
