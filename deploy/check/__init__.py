@@ -5,7 +5,7 @@ It refuses (FAIL, exit code 1) what breaks a guarantee or stops the pipeline, an
 
 from collections.abc import Callable, Iterator
 
-from deploy.check import broker, postgres, redis, upstream
+from deploy.check import broker, epoch, postgres, redis, upstream
 from deploy.check import settings as consistency
 from deploy.check.rules import Finding, Level
 from workers.settings import Settings, problems
@@ -36,6 +36,7 @@ def findings(*, with_upstream: bool = True) -> Iterator[Finding]:
     yield from consistency.rules.judge(consistency.Configuration(settings))
     yield from postgres.findings(settings)
     yield from redis.findings(settings.redis_url)
+    yield from epoch.findings(settings)
     yield from broker.findings(settings)
     if with_upstream:
         yield from upstream.findings(settings)

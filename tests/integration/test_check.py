@@ -462,6 +462,7 @@ def test_an_upstream_that_does_not_speak_http_is_refused(at_home: Settings) -> N
 # All of it
 
 
+@pytest.mark.usefixtures("adapters")  # whose Redis gives out the tokens
 def test_all_is_well_only_without_a_failure(
     monkeypatch: pytest.MonkeyPatch, servers: Servers, at_home: Settings, upstream: Sandbox
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import redis
 
+from deploy.check import epoch as check
 from deploy.sandbox import Sandbox
 from deploy.servers import Servers, Valkey
 from ratelimit import Limits
@@ -436,6 +437,14 @@ def test_an_api_on_another_server_is_not_ready(
     there.reconcile()
     assert "redis: another server gives out the tokens" in adapters.reader().ready()
     assert not [what for what in there.adapters.reader().ready() if "alive" not in what]
+
+
+def test_a_check_names_the_server_that_gives_out_the_tokens(adapters: Adapters, b: str) -> None:
+    (well,) = check.findings(adapters.settings)
+    (wrong,) = check.findings(replace(adapters.settings, redis_url=b))
+    assert (well.level, wrong.level) == ("ok", "warn")
+    assert adapters.tokens.origin().server in wrong.words
+    assert "REDIS_URL" in wrong.words
 
 
 # --- cost
