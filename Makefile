@@ -57,6 +57,7 @@ manifests: $(VENV)/.local    ## Kubernetes' alerts and dashboard again, from dep
 	@$(BIN)/python -m deploy.monitoring
 
 clean:           ## forget the virtual environment and the local data
+	@case "$$(readlink .paceline/postgres)" in /var/lib/paceline/data-*/postgres) rm -rf "$$(dirname "$$(readlink .paceline/postgres)")";; esac
 	rm -rf $(VENV) $(RIVALS) $(BULLMQ)/node_modules .paceline
 
 # One environment, grown in two steps: what runs, then what tests. The stamps name what has been installed.

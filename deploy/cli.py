@@ -90,6 +90,8 @@ def up(port: int, data_dir: Path, sandbox: bool | None, quiet: bool) -> None:
 
     stop = _stop_on_signal()
     environ = _with_dotenv()
+    if sandbox:
+        environ["ONLYFANS_API_KEY"] = ""  # a real upstream's key is not for the sandbox
     follower = Follower(data_dir / "logs", _say)
     with Stack(data_dir, port=port, sandbox=sandbox, environ=environ, say=_say, stopping=stop) as stack:
         click.echo(f"ready {stack.url}")
@@ -116,6 +118,7 @@ def demo(messages: int, rate_limit: str) -> None:
         "API_RATE_LIMIT": "off",
         "API_READ_LIMIT": "off",
         "RETRY_BASE_SECONDS": "1",
+        "ONLYFANS_API_KEY": "",
         "DATABASE_URL": "",
         "REDIS_URL": "",
         "CELERY_BROKER_URL": "",

@@ -181,6 +181,8 @@ class Stack:
         named = self._environ.get("ONLYFANS_BASE_URL", "")
         new = migrations.current(self.settings.database_url) is None
         choice = upstream.choose(asked=self.sandbox, named=named, before=upstream.kept(self.data_dir), new=new)
+        if self.sandbox is None and choice.base_url is None:
+            self._environ["ONLYFANS_API_KEY"] = ""  # a real upstream's key is not for the sandbox
         self.sandbox = choice.base_url is None
         if self.sandbox:
             self._start_sandbox()

@@ -128,8 +128,8 @@ class Sender:
             named = account["accountId"] in re.findall(r"[\w.:@-]+", said["error"])
             if named and account["state"] == "paused" and not account["pausedUntil"]:
                 raise SendFailed(
-                    f"lines {rows[0].line} to {rows[-1].line} do not fit: {said['error']}; the account is paused until"
-                    f" somebody resumes it ({account['reason']}). Resume it, then run the same command again"
+                    f"lines {rows[0].line} to {rows[-1].line} do not fit: {said['error']}. "
+                    "After that run the same command again"
                 )
 
     def _request(self, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Request:

@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import stat
@@ -106,16 +107,23 @@ def test_a_new_users_first_hour(make_up: Callable[..., object], tmp_path: Path) 
     for package in ("api", "deploy", "workers", "ratelimit"):
         (home / package).mkdir(parents=True)
         (home / package / "__init__.py").write_text("raise SystemExit('the wrong package')")
-    (home / ".env").write_text(f"RATE_LIMIT=50/second  # quick\nJWT_SECRET_KEY='{SECRET}'\nPATH=/nowhere\n")
+    (home / ".env").write_text(
+        f"RATE_LIMIT=50/second  # quick\nJWT_SECRET_KEY='{SECRET}'\nPATH=/nowhere\nONLYFANS_API_KEY=real\n"
+    )
     with make_up(home) as started:
         assert started.url.startswith("http://127.0.0.1:")
-        assert "from .env: JWT_SECRET_KEY, RATE_LIMIT" in started.terminal
-        assert "ONLYFANS_BASE_URL" in started.await_line(started.out, "messages go to the sandbox at http://127.0.0.1:")
+        assert "from .env: JWT_SECRET_KEY, ONLYFANS_API_KEY, RATE_LIMIT" in started.terminal
+        said = started.await_line(started.out, "messages go to the sandbox at http://127.0.0.1:")
+        assert "ONLYFANS_BASE_URL" in said
         # A line for every message that moves, with the error in it.
         assert [started.send(fan) for fan in ("fan-1", "bounce-1")] == [202, 202]
         started.await_line(started.terminal, "  sent       msg_")
         started.await_line(started.terminal, "rejected, HTTP 400: This user does not accept messages")
         assert not any("Hello" in line for line in started.terminal)
+        sandbox = re.search(r"http://[\d.:]+", said)
+        assert sandbox
+        with urlopen(f"{sandbox[0]}/_sandbox/ledger", timeout=15) as ledger:
+            assert {entry["key"] for entry in json.load(ledger)["entries"]} == {"sandbox"}, "the real key is not for it"
         # Commands beside it mean the same servers, secret and port.
         checked = started.run("check")
         assert (checked.returncode, "FAIL" in checked.stdout) == (0, False), checked.stdout
