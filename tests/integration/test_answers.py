@@ -13,12 +13,15 @@ from deploy.sandbox import Fault, Sandbox
 from ratelimit import Limits
 from tests.conftest import ALICE, rebuild
 from workers.bootstrap import Adapters, build
+from workers.domain.errors import StoreUnavailable
+from workers.domain.message import Claim
 from workers.domain.retry import FIRST_REST_S
 from workers.services.dispatch import Dispatcher
 from workers.services.queries import Dossier
 from workers.services.recovery import verify
 from workers.services.submit import Receipt
-from workers.store import accounts, audit
+from workers.store import accounts, audit, messages
+from workers.store.session import Connection
 
 Submit = Callable[..., Receipt]
 
@@ -245,6 +248,35 @@ def two_under_one_key(adapters: Adapters) -> tuple[str, str, str]:
         )
     rebuild(adapters)
     return "a", "b", "c"
+
+
+def test_accounts_under_one_credential_decide_about_a_chat_one_after_the_other(adapters: Adapters) -> None:
+    """What arrived once must not be found for a message of each: they write into the same chat."""
+    a, b, c = two_under_one_key(adapters)
+    claims = {
+        id_: Claim(
+            message_id="msg_1", account_id=id_, recipient_id="fan-1", priority=5, content="x", media_ids=(),
+            attempt=1, tries=1, token="t",
+        )
+        for id_ in (a, b, c)
+    }  # fmt: skip
+
+    def is_free(account_id: str) -> bool:
+        def lock(connection: Connection) -> None:
+            connection.all("SET LOCAL lock_timeout = '50ms'")
+            messages.lock_chat(connection, claims[account_id])
+
+        try:
+            adapters.db.transaction(lock)
+        except StoreUnavailable:
+            return False
+        return True
+
+    def decide(connection: Connection) -> list[bool]:
+        messages.lock_chat(connection, claims[a])
+        return [is_free(b), is_free(c)]
+
+    assert adapters.db.transaction(decide) == [False, True]
 
 
 def test_401_pauses_all_under_that_credential_and_nobody_else(

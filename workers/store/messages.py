@@ -781,11 +781,17 @@ def confirm_sent(c: Connection, claim: Claim, upstream_id: str | None) -> None:
     elect_heads(c, [claim.line])
 
 
+_LOCK_CHAT = """
+SELECT pg_advisory_xact_lock(hashtextextended(coalesce(budget, id) || ' ' || %(recipient_id)s, 0))
+FROM accounts WHERE id = %(account_id)s
+"""
+
+
 def lock_chat(c: Connection, claim: Claim) -> None:
     """Until the end of the transaction nobody else decides what was found in this chat: two look-ups at once must not
-    take one entry of the history for two messages. A later statement sees what whoever was first has committed."""
-    key = f"{claim.account_id} {claim.recipient_id}"
-    c.all("SELECT pg_advisory_xact_lock(hashtextextended(%(key)s, 0))", {"key": key})
+    take one entry of the history for two messages. A later statement sees what whoever was first has committed.
+    Accounts under one credential write into the same chat."""
+    c.all(_LOCK_CHAT, {"account_id": claim.account_id, "recipient_id": claim.recipient_id})
 
 
 _OTHERS = """
