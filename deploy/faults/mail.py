@@ -50,6 +50,11 @@ class Mail:
         return self.recipient.startswith("jammed-")
 
     @property
+    def is_difficult(self) -> bool:
+        """Whether its recipient gets no messages at all."""
+        return self.recipient in DIFFICULT
+
+    @property
     def ordered(self) -> bool:
         """Whether its place among its neighbours is known when it is posted: a later sendAt changes it."""
         return self.send_in_s is None
@@ -118,6 +123,21 @@ def talk(options: Options) -> list[Said]:
         at_s = round(chance.uniform(0, options.duration_s), 2)
         said.append(Said(at_s, mail.account, mail.recipient, text))
     return sorted(said, key=lambda one: one.at_s)
+
+
+def unclear(options: Options) -> set[tuple[str, str]]:
+    """The chats, by API key and recipient, in which nobody could find out what became of an unknown outcome.
+
+    Without a history: all of them, or with keys those in which a message cannot be sent once more to find out, because
+    its recipient refuses or its expiresAt has passed. With a history without authors: those in which the fan writes.
+    """
+    chats: list[Mail | Said] = []
+    if not options.history:
+        mails = write(options)
+        chats += [one for one in mails if not options.idempotent or one.is_difficult or one.expires_in_s is not None]
+    elif not options.authors:
+        chats += talk(options)
+    return {(api_key(one.account), one.recipient) for one in chats}
 
 
 def _account(names: list[str], n: int) -> str:

@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -50,8 +50,8 @@ def run(
         api = _api(stack, options)
         _create_accounts(api, options)
         until_s = time.monotonic() + options.duration_s * (1 + GRACE) + GRACE_S
-        upstream, mails, said = Http(stack.sandbox_url), mail.write(options), mail.talk(options)
-        load = Load(api, upstream, mails, said, until_s)
+        upstream = Http(stack.sandbox_url)
+        load = Load(api, upstream, mail.write(options), mail.talk(options), until_s)
         chaos = Chaos(stack, breakable, plan(options), options.seed, load.hurry)
         chaos.start()
         load.start()
@@ -61,7 +61,7 @@ def run(
             )
         finally:
             load.stop()
-        evidence = collect(api, upstream, load.posted, _unclear(options, mails, said))
+        evidence = collect(api, upstream, load.posted, mail.unclear(options))
     verdict = judge(evidence, options.limits)
     report.show(
         console,
@@ -73,17 +73,6 @@ def run(
         wall_s=time.monotonic() - began_s,
     )
     return verdict
-
-
-def _unclear(options: Options, mails: Iterable[mail.Mail], said: Iterable[mail.Said]) -> set[tuple[str, str]]:
-    """The chats in which nobody could find out what became of an unknown outcome: without keys and history that is all
-    of them, without authors those in which the fan writes, too."""
-    chats: list[mail.Mail | mail.Said] = []
-    if not options.history and not options.idempotent:
-        chats += mails
-    if options.history and not options.authors:
-        chats += said
-    return {(mail.api_key(one.account), one.recipient) for one in chats}
 
 
 def _stack(directory: Path, options: Options, environ: Mapping[str, str]) -> Stack:

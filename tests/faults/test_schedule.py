@@ -136,6 +136,21 @@ def test_the_mail_is_mixed() -> None:
         assert sum(rewrite(letter.text) not in (letter.text, f"<p>{letter.text}</p>") for letter in mails) > 500
 
 
+def test_an_outcome_may_stay_unknown_only_where_nothing_tells() -> None:
+    def unclear(**given: bool) -> set[tuple[str, str]]:
+        return mail.unclear(Options.scaled(1000, 5.0, 1, **given))
+
+    assert unclear() == unclear(idempotent=False) == set()
+    everywhere = {(mail.api_key(one.account), one.recipient) for one in mail.write(Options.scaled(1000, 5.0, 1))}
+    assert unclear(idempotent=False, history=False) == everywhere
+    by_key = unclear(history=False)
+    assert ("key-of-a003", "blocked-0") in by_key
+    assert len(by_key) < len(everywhere) / 4
+    by_text = unclear(authors=False)
+    assert by_text
+    assert all(recipient.startswith("often-") for _, recipient in by_text)
+
+
 def test_some_recipients_are_difficult_and_their_messages_end_all_the_same() -> None:
     mails = mail.write(THE_BIG_ONE)
     difficult = Counter(letter.recipient for letter in mails if letter.recipient in mail.DIFFICULT)
