@@ -1,5 +1,6 @@
 """Estimates against a queue played through: departure by departure, the most urgent of those that may go."""
 
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -93,3 +94,21 @@ def test_what_comes_in_is_told_when_it_goes(
         assert promise.at
         said_s = (promise.at - NOW).total_seconds()
         assert said_s == pytest.approx(left[message.n], abs=1e-3)
+
+
+def test_ten_thousand_scheduled_for_a_time_each_are_told_at_once() -> None:
+    """Quadratic, it took 20 s."""
+    asked = [
+        {
+            "account_id": "a",
+            "recipient_id": f"fan-{n}",
+            "priority": 1 + n % 10,
+            "send_at": NOW + timedelta(seconds=1 + n),
+        }
+        for n in range(10_000)
+    ]
+    began = time.process_time()
+    places, after = line_up(asked, {"a": standing([])})
+    told = estimate(after["a"], Limits.parse("1/second,100000/day"), FREE, places, latency_s=0.0, lease_s=10.0)
+    assert told[-1].at == NOW + timedelta(seconds=10_000)
+    assert time.process_time() - began < 4

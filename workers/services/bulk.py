@@ -73,7 +73,7 @@ def line_up(
     levels = [(m["account_id"], rank(m["priority"]), _later(m, standings[m["account_id"]].at)) for m in wanted]
     joining = Counter(levels)
     after = _joined_by(joining, standings)
-    ahead = {(to, own): after[to].ahead_by(own) for to, own, _ in joining}
+    ahead = {(to, own): after[to].ahead_by(own) for to, own in {level[:2] for level in joining}}
     turns = {level: count(ahead[level[:2]](level[2]) - n + 1) for level, n in joining.items()}
     lines: Counter[tuple[str, str, int]] = Counter()
     places = []

@@ -1,6 +1,7 @@
 """When will a waiting message go, and what holds it back? From the tokens' real return times and its real place."""
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +20,10 @@ PROMPT_S = 0.5
 """What goes within this is not held back by anything worth naming."""
 _ROUNDS = 20
 """Who is overtaken waits longer, and may be overtaken again meanwhile: so often is that looked at, at most."""
+
+
+_LOOK_BACK = 1000
+"""How many arrivals before a message's time are looked at one by one."""
 
 
 class BlockedBy(StrEnum):
@@ -192,6 +197,7 @@ def _turns_later(
     """
     if not places:
         return [], []
+    arrivals = _recent(arrivals, min(place.due_s for place in places))
     steps, length = [], standing.ahead(0)
     for arrival in arrivals:
         steps.append((length + 1, arrival.due_s))
@@ -200,6 +206,19 @@ def _turns_later(
     gone = queue.gone_before(moments, steps, length)
     backlog = {rank: _backlog(rank, arrivals, standing, gone) for rank in {place.rank for place in places}}
     return [gone[place.due_s] + backlog[place.rank](place) + 1 for place in places], steps
+
+
+def _recent(arrivals: Sequence[Arrival], before_s: float) -> Sequence[Arrival]:
+    """The same, but arrivals before the last thousand of this moment are taken for here already: each that is looked at
+    by itself costs time. If a token was left unused since then, that makes no difference; if not, the estimate is too
+    early."""
+    old = bisect_right(arrivals, before_s, key=lambda arrival: arrival.due_s) - _LOOK_BACK
+    if old <= 0:
+        return arrivals
+    together: Counter[int] = Counter()
+    for arrival in arrivals[:old]:
+        together[arrival.rank] += arrival.n
+    return [*(Arrival(0.0, rank, n) for rank, n in together.items()), *arrivals[old:]]
 
 
 def _backlog(
