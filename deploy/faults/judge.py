@@ -4,7 +4,6 @@ It takes nobody's word for the windows: it counts every request that reached the
 included, where the sandbox itself counts only those that it accepted.
 """
 
-import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +18,11 @@ MILLISECOND_S = 0.0011
 OVER = ("sent", "failed", "cancelled", "expired")
 NOT_ARRIVED = ("cancelled", "expired", "failed: rejected", "failed: recipient_refused")
 """What a caller is told of a message that has not arrived, and is not going to."""
-FIRST_REST_S, SPARE_TRIES = 0.25, 4
-"""A line that is throttled again and again rests at least so long the first time, and twice as long each time after;
-and a few requests more than that may be on record, where a worker died before it had written down the answer."""
+RETRY_AFTER_S, FIRST_REST_S = 1.0, 0.25
+"""A line that is throttled rests for what the upstream asks for, and for no less than FIRST_REST_S, doubled with each
+429 that follows."""
+SPARE_TRIES = 2
+"""Requests beyond that: a worker may die before it has written down the answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,9 +199,13 @@ def _pressed(evidence: Evidence, arrivals: Sequence[Arrival]) -> Iterable[str]:
             yield f"{posted.message_id} was tried {number} times in {mail.expires_in_s} s at a chat that throttles"
 
 
-def _most_tries(mail: Mail) -> float:
+def _most_tries(mail: Mail) -> int:
     assert mail.expires_in_s is not None, "what can never be sent must end by its expiresAt"
-    return 1 + math.log2(1 + mail.expires_in_s / FIRST_REST_S) + SPARE_TRIES
+    tries, age_s = 0, 0.0
+    while age_s <= mail.expires_in_s:
+        age_s += max(RETRY_AFTER_S, FIRST_REST_S * 2**tries)
+        tries += 1
+    return tries + SPARE_TRIES
 
 
 def _unknowns(told: Iterable[Told]) -> Counter[str]:

@@ -131,7 +131,7 @@ def test_an_attempt_that_an_outage_has_cost_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipient", "tries", "pressed"), [("jammed-0", 12, False), ("jammed-0", 60, True), ("fan", 60, False)]
+    ("recipient", "tries", "pressed"), [("jammed-0", 10, False), ("jammed-0", 11, True), ("fan", 60, False)]
 )
 def test_a_chat_that_throttles_is_left_alone_longer_each_time(recipient: str, tries: int, pressed: bool) -> None:
     post = posted("m1", recipient, expires_in_s=60.0)
