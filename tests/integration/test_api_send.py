@@ -308,7 +308,9 @@ def test_what_waits_for_its_next_try_is_blocked_by_that(
     throttled = send(recipientId="fan-2").json["messageId"]
     claims = messages.claim_next(adapters.db, "default", ["t2"], worker=1, lease_s=10, origin=origin(adapters))
     outcome = Outcome(OutcomeKind.THROTTLED, http_status=429)
-    adapters.db.transaction(lambda c: messages.defer(c, claims[0], outcome, DeferralReason.THROTTLED, 60.0))
+    adapters.db.transaction(
+        lambda c: messages.defer(c, claims[0], outcome, DeferralReason.THROTTLED, channel="onlyfans", delay_s=60.0)
+    )
     assert blocked(throttled) == "cooldown"
     assert blocked(send(sendAt=at(hours=1)).json["messageId"]) == "schedule"
     accounts.pause(adapters.db, "default", "for tests")
@@ -378,3 +380,15 @@ def test_a_full_queue_of_a_paused_account_says_so(
     words, retry_after_s = refused()
     assert "Nobody can say when there will be room" in words
     assert retry_after_s == 300
+
+
+def test_a_full_queue_whose_upstream_is_unavailable_says_so(
+    with_settings: Callable[..., Adapters], bearer: Callable[..., dict[str, str]]
+) -> None:
+    full = with_settings(max_queue_depth=1)
+    client, body = create_app(full).test_client(), {"recipientId": "fan-1", "content": "Hello"}
+    assert client.post(SEND, json=body, headers=bearer()).status_code == 202
+    full.db.transaction(lambda c: accounts.rest(c, "default", "unavailable", "connection refused", 60.0, probed=False))
+    answer = client.post(SEND, json=body, headers=bearer())
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "300")
+    assert "Its upstream is unavailable: there will be no room before that answers again" in answer.json["error"]
