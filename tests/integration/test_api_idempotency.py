@@ -118,7 +118,7 @@ def test_a_replay_says_how_the_message_stands(send: Send, adapters: Adapters, di
         send(f"key-{n}", recipientId=f"fan-{n}")
     last = send("key-last", recipientId="fan-last").json
     assert send("key-last", recipientId="fan-last").json["position"] == last["position"] == 4
-    cancel(adapters.db, adapters.wakeups, send("key-0", recipientId="fan-0").json["messageId"], scope=None, by=ALICE)
+    cancel(adapters.db, adapters.publisher, send("key-0", recipientId="fan-0").json["messageId"], scope=None, by=ALICE)
     assert send("key-last", recipientId="fan-last").json["position"] == 3
     dispatcher.drain("default")
     over = send("key-last", recipientId="fan-last")
