@@ -15,10 +15,12 @@ from tests.conftest import ALICE, rebuild
 from workers.bootstrap import Adapters, build
 from workers.domain.errors import StoreUnavailable
 from workers.domain.message import Claim
-from workers.domain.retry import FIRST_REST_S
+from workers.domain.outcome import Outcome, OutcomeKind
+from workers.domain.retry import FIRST_REST_S, LOOKUPS, ScheduleRetry
 from workers.services.dispatch import Dispatcher
 from workers.services.queries import Dossier
 from workers.services.recovery import verify
+from workers.services.settle import Settlement, settle
 from workers.services.submit import Receipt
 from workers.store import accounts, audit, messages
 from workers.store.session import Connection
@@ -162,6 +164,50 @@ def test_a_probe_without_a_message_is_none(adapters: Adapters, dispatcher: Dispa
     assert accounts.begin_probe(adapters.db, "default", 1.0)
 
 
+def test_an_identity_that_rests_keeps_no_drain_busy_when_nothing_waits(
+    adapters: Adapters, dispatcher: Dispatcher
+) -> None:
+    """Before: a wake-up every 50 ms for ever, since there was no message to probe with."""
+    adapters.db.transaction(lambda c: accounts.rest(c, "default", "away", "refused", 0.0, probed=False))
+    assert dispatcher.drain("default").next_s is None
+    assert health(adapters)[0] == "healthy"  # nobody waits for it, and nobody knows how it is
+    accounts.open_again(adapters.db, "default")
+    adapters.accounts().pause("default", reason="lunch", until=datetime.now(UTC), by=ALICE)
+    assert dispatcher.drain("default").next_s is None
+
+
+def test_a_probe_cut_short_by_this_process_says_nothing_of_the_upstream(adapters: Adapters, submit: Submit) -> None:
+    submit()
+    adapters.db.transaction(lambda c: accounts.rest(c, "default", "away", "refused", 0.0, probed=False))
+    assert accounts.begin_probe(adapters.db, "default", 13.0)
+    grant = adapters.tokens.borrow("default", adapters.settings.rate_limit, lease_s=13.0)
+    claimed = messages.claim_next(adapters.db, "default", grant.tokens, 1, 13.0, origin=grant.origin, probe=True)
+    assert claimed is not None
+    (claim,) = claimed
+    stopped = Outcome(OutcomeKind.UNKNOWN, error="the process ended before an answer came")
+    settlement = Settlement(
+        claim=claim, outcome=stopped, decision=ScheduleRetry(0.0), channel="onlyfans", probed=True, rests=1
+    )
+    adapters.db.transaction(lambda c: settle(c, [settlement]))
+    rest = account(adapters).rest
+    assert rest is not None
+    assert (rest.times, rest.left_s) == (1, 0)
+
+
+def test_a_message_is_accepted_while_its_account_is_being_closed(adapters: Adapters, submit: Submit) -> None:
+    """Its row refers to the account's. Before: it waited for the lock on that, and drains deadlocked with senders."""
+
+    def work(c: Connection) -> bool:
+        accounts.cool_down(c, "default", 1.0)
+        accounts.rest(c, "default", "away", "refused", 0.0, probed=False)
+        sender = threading.Thread(target=submit)
+        sender.start()
+        sender.join(5)
+        return sender.is_alive()
+
+    assert not adapters.db.transaction(work)
+
+
 # --- throttled
 
 
@@ -197,6 +243,19 @@ def test_after_a_cooldown_another_line_goes_first(
     assert accepted == ["fan-2", "throttle-1"]
 
 
+def test_a_throttled_line_is_blocked_by_its_cooldown_and_not_by_a_schedule(
+    adapters: Adapters, submit: Submit, dispatcher: Dispatcher
+) -> None:
+    receipt = submit("jammed-1")
+    dispatcher.drain("default")
+    accounts.lift_cooldown(adapters.db, "default")
+    adapters.tokens.lift_cooldown("default")
+    adapters.db.all("UPDATE messages SET due_at = now() + interval '5 minutes'")
+    waiting = dossier(adapters, receipt).waiting
+    assert waiting is not None
+    assert waiting.estimate.blocked_by == "cooldown"
+
+
 # --- refused: nothing wider, nothing narrower
 
 
@@ -229,6 +288,19 @@ def test_who_gets_through_ends_the_row(adapters: Adapters, submit: Submit, dispa
         dispatcher.drain("default")
     assert account(adapters).paused_s == 0
     assert states(adapters) == {"failed": 4, "sent": 1}
+
+
+@pytest.mark.parametrize(("blocked", "paused"), [(5, False), (1, True)])
+def test_side_by_side_too_recipients_are_refused_in_a_row_only_if_nobody_gets_through(
+    adapters: Adapters, submit: Submit, dispatcher: Dispatcher, upstream: Sandbox, blocked: int, paused: bool
+) -> None:
+    """Twenty at once: four of them are refused, before the others are accepted; or all are refused."""
+    adapters.db.all("UPDATE accounts SET limits = '1000/s'")
+    for n in range(20):
+        submit(f"fan-{n}" if n % blocked else f"blocked-{n}")
+        upstream.faults.add(Fault("delay", delay_s=0.2, chat_id=f"fan-{n}"))
+    dispatcher.drain("default")
+    assert bool(account(adapters).paused_s) is paused
 
 
 def test_a_chat_that_is_gone_ends_its_message_alone(adapters: Adapters, submit: Submit, dispatcher: Dispatcher) -> None:
@@ -378,6 +450,27 @@ def test_what_may_have_arrived_keeps_its_key(with_settings: Callable[..., Adapte
     while state(adapters, receipt) == "verifying":
         look_up(adapters)
     adapters.failures().retry(receipt.message_id, scope=None, by=ALICE)
+    dispatcher.drain("default")
+    assert state(adapters, receipt) == "sent"
+    assert (upstream.summary()["accepted"], upstream.summary()["replayed"]) == (1, 1)
+
+
+def test_what_may_have_arrived_keeps_its_key_through_a_refusal_after_a_retry_by_hand(
+    with_settings: Callable[..., Adapters], upstream: Sandbox
+) -> None:
+    """Given up as unknown, sent again by hand, out of credit in between. Before: the next one had another key."""
+    adapters = with_settings(max_attempts=1)
+    upstream.history = False
+    upstream.faults.add(Fault("cut"))
+    receipt = adapters.submitter().submit({"recipient_id": "fan-1", "content": "x"}, "default", by=ALICE)
+    dispatcher = adapters.dispatcher(worker=1)
+    dispatcher.drain("default")
+    while state(adapters, receipt) == "verifying":
+        look_up(adapters)
+    adapters.failures().retry(receipt.message_id, scope=None, by=ALICE)
+    upstream.faults.add(Fault("status", status=402, error="Buy credits"))
+    dispatcher.drain("default")
+    rested(adapters)
     dispatcher.drain("default")
     assert state(adapters, receipt) == "sent"
     assert (upstream.summary()["accepted"], upstream.summary()["replayed"]) == (1, 1)
@@ -540,6 +633,30 @@ def test_one_accounts_lookups_do_not_hold_up_anothers(
     looking.join()
     assert found == "sent"
     assert {state(adapters, receipt) for receipt in hung} == {"verifying"}
+
+
+@pytest.mark.parametrize("status", [None, 401, 402, 429])
+def test_an_upstream_that_cannot_be_asked_uses_up_no_lookup(
+    with_settings: Callable[..., Adapters], upstream: Sandbox, status: int | None
+) -> None:
+    """Cut off, and then the upstream is away, or refuses us, for longer than five lookups. Before: a dead letter within
+    seconds."""
+    adapters = with_settings(onlyfans_idempotent=False)
+    upstream.faults.add(Fault("cut"))
+    receipt = adapters.submitter().submit({"recipient_id": "fan-1", "content": "x"}, "default", by=ALICE)
+    adapters.dispatcher(worker=1).drain("default")
+    if status:
+        upstream.away = Fault("status", status=status, times=None)
+    else:
+        upstream.stop()
+    for _ in range(2 * LOOKUPS):
+        look_up(adapters)
+    assert state(adapters, receipt) == "verifying"
+    upstream.away = None
+    if not status:
+        upstream.start()
+    look_up(adapters)
+    assert (state(adapters, receipt), upstream.summary()["accepted"]) == ("sent", 1)
 
 
 # --- told

@@ -31,6 +31,7 @@ READ_WHOLE = {
     # the requests that are out right now, of all workers
     ("_ORPHANS", "uq_attempts_open"),
     ("_TAKE_BACK", "uq_attempts_open"),
+    ("_NOTE_REFUSAL", "uq_attempts_open"),
     ("_STANDINGS", "uq_attempts_open"),
     ("_GLANCE", "uq_attempts_open"),  # whether there is any
     ("_STANDINGS", "pk_attempts"),  # its end

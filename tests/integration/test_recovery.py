@@ -254,6 +254,38 @@ def test_a_late_answer_closes_whatever_letter_is_open(adapters: Adapters, submit
     assert (letter["reason"], letter["closed_as"], letter["closed_by"]) == ("rejected", "sent", "late answer")
 
 
+@pytest.mark.parametrize(
+    "since",
+    [
+        "UPDATE messages SET state = 'scheduled', tries = 0",  # queued again by an admin, and given a sendAt
+        "UPDATE attempts SET outcome = 'failed'",  # looked up too early, and not found
+    ],
+)
+def test_a_late_answer_counts_whatever_was_decided_since(adapters: Adapters, submit: Submit, since: str) -> None:
+    receipt = submit()
+    old = claim_one(adapters, worker=4711)
+    rescue_after(adapters, DEAD_WHEN_BACK_S)
+    adapters.db.all(since)
+    late = ended(old, Outcome(OutcomeKind.ACCEPTED, upstream_id="u1"), MarkSent("u1"))
+    settled = adapters.db.transaction(lambda c: settle(c, [late]))
+    assert [type(event) for event in settled.events] == [Sent]
+    assert state(adapters, receipt) == "sent"
+
+
+def test_what_is_proved_to_have_arrived_is_sent_when_its_next_claim_is_taken_back(
+    adapters: Adapters, submit: Submit
+) -> None:
+    """Its COMMIT was never confirmed, and meanwhile the attempt before it was answered."""
+    receipt = submit()
+    old = claim_one(adapters, worker=4711)
+    rescue_after(adapters, DEAD_WHEN_BACK_S)
+    new = claim_one(adapters, worker=1)
+    late = ended(old, Outcome(OutcomeKind.ACCEPTED, upstream_id="u1"), MarkSent("u1"))
+    adapters.db.transaction(lambda c: settle(c, [late]))
+    assert adapters.db.transaction(lambda c: messages.take_back(c, [new.token], 1)).count == 1
+    assert state(adapters, receipt) == "sent"
+
+
 def test_a_stale_claim_cannot_mark_sent(adapters: Adapters, submit: Submit) -> None:
     """A deferral gave the number back, and the attempt was never in doubt."""
     receipt = submit()

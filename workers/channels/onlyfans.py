@@ -137,7 +137,7 @@ class _Unusable(Exception):
 
 
 class _Away(_Unusable):
-    """The upstream serves nobody just now, or asks to be left alone for a while."""
+    """The upstream serves nobody just now, or asks to be left alone for a while, or refuses the key."""
 
 
 class _Reading:
@@ -180,8 +180,8 @@ class _Reading:
             "GET", path, headers=self._headers, timeout_s=left_s, max_answer=_MAX_PAGE
         )
         if answer.status != 200:
-            is_away = answer.status == 429 or (answer.status == 503 and retry_after_s(answer.headers) is not None)
-            raise (_Away if is_away else _Unusable)(f"HTTP {answer.status}: {_words(answer)}")
+            words = f"HTTP {answer.status}: {_words(answer)}"
+            raise _Away(words) if _serves_nobody(outcome_of(answer)) else _Unusable(words)
         self._now = http_date(answer.headers.get("Date", "").strip())
         return _json_object(answer.body)
 
@@ -272,6 +272,11 @@ def outcome_of(answer: Answer, *, idempotent: bool = False, trust_5xx: bool = Fa
         case _ if status >= 500 and trust_5xx:
             return judged(OutcomeKind.FAILED, Blame.UPSTREAM)
     return _unknown(answer, words)
+
+
+def _serves_nobody(outcome: Outcome) -> bool:
+    """Whether the upstream refuses all requests, at least under this key, and not just this one."""
+    return outcome.kind in (OutcomeKind.THROTTLED, OutcomeKind.UNAVAILABLE) or outcome.blame is Blame.CREDENTIAL
 
 
 def _unknown(answer: Answer, words: str, *, latency_s: float = 0.0) -> Outcome:

@@ -109,7 +109,7 @@ TRANSITIONS = (
     Transition("bury", (State.SENDING, State.VERIFYING), State.FAILED),
     Transition("confirm_sent", (State.VERIFYING,), State.SENT),
     Transition("confirm_absent", (State.VERIFYING,), State.QUEUED),
-    Transition("accept_late_answer", (State.HELD, State.QUEUED, State.VERIFYING, State.FAILED), State.SENT),
+    Transition("accept_late_answer", (*WAITING, State.VERIFYING, State.FAILED), State.SENT),
     Transition("mark_proved", (State.QUEUED, State.VERIFYING, State.FAILED), State.SENT),
     Transition("cancel", WAITING, State.CANCELLED),
     Transition("amend", (State.SCHEDULED, State.QUEUED), State.HELD),

@@ -233,7 +233,8 @@ class Reader:
             views, latencies_s, last_s = [None] * len(found), [EXPECTED_LATENCY_S] * len(found), None
             troubles.append(Trouble(f"Redis is unavailable: {_WAIT}", stops_all=True))
         troubles += account_troubles(
-            [(a.id, a.rest) for a in found if a.rest is not None],
+            # An upstream that nothing waits for is not probed, so nobody knows how it is.
+            [(a.id, a.rest) for a in found if a.rest is not None and _depth(counts.get(a.id, {}))],
             [Refused(a.id, a.pause_reason or "", a.paused_since) for a in found if a.paused_by == "upstream"],
         )
         depths: Counter[str] = Counter()
@@ -337,6 +338,6 @@ def _place(row: Row, position: int, now: datetime) -> Place:
 
 def _put_off_by(row: Row) -> BlockedBy:
     """What a waiting message waits for until its due time."""
-    if row["throttles"]:
+    if row["throttles"] and row["due_at"] != row["send_at"]:
         return BlockedBy.COOLDOWN
     return BlockedBy.RETRY if row["tries"] else BlockedBy.SCHEDULE

@@ -100,7 +100,7 @@ def _settle_account(c: Connection, settlement: Settlement) -> list[Event]:
         case Defer(DeferralReason.PAUSED):
             events += _noted(c, accounts.close(c, account_id, words))
         case Bury(suspicious=True):
-            refused = accounts.note_refusal(c, account_id, claim.recipient_id)
+            refused = accounts.note_refusal(c, claim)
             if refused >= REFUSALS_IN_A_ROW:
                 why = f"{refused} recipients in a row were refused; the last time the {words}"
                 events += _noted(c, accounts.close(c, account_id, why))
@@ -114,10 +114,10 @@ def _end_probe(c: Connection, settlement: Settlement) -> list[Event]:
     account_id, outcome = settlement.claim.account_id, settlement.outcome
     if outcome.serves:
         return [*accounts.open_again(c, account_id)]
-    if outcome.interrupted or outcome.withheld:
-        accounts.end_probe(c, account_id)
-        return []
-    return _rest(c, settlement, "away")
+    if outcome.blame is Blame.UPSTREAM:
+        return _rest(c, settlement, "away")
+    accounts.end_probe(c, account_id)  # not sent, or this process stopped: that says nothing of the upstream
+    return []
 
 
 def _rest(c: Connection, settlement: Settlement, kind: str) -> list[Event]:

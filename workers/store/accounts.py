@@ -13,7 +13,7 @@ from ratelimit import Limits
 from workers.domain.actor import PACELINE
 from workers.domain.events import AccountCoolingDown, AccountOpened, AccountPaused, AccountResting
 from workers.domain.health import Closed, Rest, closed
-from workers.domain.message import Line
+from workers.domain.message import Claim, Line
 from workers.store.schema import TALLY_RANK
 from workers.store.session import Connection, Database, Row
 
@@ -360,9 +360,10 @@ _TOGETHER = """
 together AS (
     SELECT b.id FROM accounts of_it JOIN accounts b ON b.id = of_it.id OR b.budget = of_it.budget
     WHERE of_it.id = %(account_id)s
-    ORDER BY b.id FOR UPDATE OF b
+    ORDER BY b.id FOR NO KEY UPDATE OF b
 )"""
-"""The accounts that draw on one budget, because they send with the same credential; the one itself among them."""
+"""The accounts that draw on one budget, because they send with the same credential; the one itself among them. NO KEY:
+an INSERT of a message refers to its account, and must not wait for this lock."""
 
 _CLOSE_CREDENTIAL = f"""
 WITH {_TOGETHER}
@@ -380,26 +381,43 @@ def _paused(rows: list[Row], reason: str) -> list[AccountPaused]:
     return [AccountPaused(account_id=row["id"], reason=reason, by=PACELINE.subject) for row in rows]
 
 
-# A recipient counts once, and what got through since the last refusal ends the row.
+# A recipient counts once, and a message that got through since the last refusal ends the row. Requests go side by side
+# and refusals are often answered first. So the row is not complete while a request is out that began no later than this
+# one. refused_at is now(), the start of the transaction: it also records what got through beside the refusal.
 _NOTE_REFUSAL = """
 WITH row AS (
-    SELECT id, CASE WHEN refused_at IS NULL OR EXISTS (
-        SELECT FROM attempts t WHERE t.started_at > a.refused_at AND t.account_id = a.id AND t.outcome = 'accepted'
-    ) THEN '{}' ELSE refused END AS refused
-    FROM accounts a WHERE id = %(account_id)s FOR UPDATE
+    SELECT a.id, mine.started_at, CASE WHEN a.refused_at IS NULL OR EXISTS (
+        SELECT FROM attempts t WHERE t.account_id = a.id AND t.outcome = 'accepted' AND t.ended_at > a.refused_at
+            AND t.started_at > a.refused_at - interval '1 hour'  -- only when attempts began is indexed
+    ) THEN '{}' ELSE a.refused END AS refused
+    FROM accounts a JOIN attempts mine
+        ON mine.message_id = %(message_id)s AND mine.number = %(attempt)s AND mine.token = %(token)s
+    WHERE a.id = %(account_id)s FOR NO KEY UPDATE OF a
 )
-UPDATE accounts a SET refused_at = clock_timestamp(),
+UPDATE accounts a SET refused_at = now(),
     refused = CASE WHEN %(recipient_id)s = ANY(row.refused) THEN row.refused
                    ELSE array_append(row.refused, %(recipient_id)s) END
 FROM row WHERE a.id = row.id
-RETURNING cardinality(a.refused) AS n
+RETURNING CASE WHEN EXISTS (
+    SELECT FROM attempts t WHERE t.outcome IS NULL AND t.account_id = a.id AND t.started_at <= row.started_at
+) THEN 0 ELSE cardinality(a.refused) END AS n
 """
 
 
-def note_refusal(c: Connection, account_id: str, recipient_id: str) -> int:
+def note_refusal(c: Connection, claim: Claim) -> int:
     """A recipient was refused, and it is not certain whose fault that is. Returns how many different ones were refused
-    in a row, with no message of the account accepted in between."""
-    row = c.one(_NOTE_REFUSAL, {"account_id": account_id, "recipient_id": recipient_id})
+    in a row, with no message of the account accepted in between; 0 while that is not certain, because an attempt that
+    began no later has no answer yet."""
+    row = c.one(
+        _NOTE_REFUSAL,
+        {
+            "account_id": claim.account_id,
+            "recipient_id": claim.recipient_id,
+            "message_id": claim.message_id,
+            "attempt": claim.attempt,
+            "token": claim.token,
+        },
+    )
     return row["n"] if row else 0
 
 
@@ -451,7 +469,7 @@ FROM together WHERE a.id = together.id AND a.rest_until IS NOT NULL RETURNING a.
 """
 
 
-def open_again(c: Connection, account_id: str) -> list[AccountOpened]:
+def open_again(c: Connection | Database, account_id: str) -> list[AccountOpened]:
     """The upstream serves the identity again: every account that rested with it may go on."""
     return [AccountOpened(account_id=row["id"]) for row in c.all(_OPEN, {"account_id": account_id})]
 

@@ -498,8 +498,12 @@ def mark_sent(c: Connection, accepted: Sequence[tuple[Claim, Outcome]]) -> list[
 
 
 # An answered refusal uses up the idempotency key: an upstream may replay it for ever. Not while an earlier attempt may
-# have arrived under that very key: then it stays, and so does what it protects from.
-_REFUSALS = "refusals = m.refusals + (%(refused)s AND NOT %(doubtful)s)::int"
+# have arrived under that very key: then it stays, and so does what it protects from. That holds also for an attempt
+# from before an admin's retry, which `tries` and `doubt_s` do not count any more.
+_REFUSALS = """
+    refusals = m.refusals + (%(refused)s AND NOT EXISTS (
+        SELECT FROM attempts u WHERE u.message_id = m.id AND u.counted AND u.outcome = 'unknown'))::int
+"""
 
 _SCHEDULE_RETRY = f"""
 WITH {_CLOSE_ATTEMPT}
@@ -567,13 +571,17 @@ WITH closed AS (
 )
 UPDATE messages m SET state = 'queued', attempts = m.attempts - 1, tries = m.tries - 1
 FROM closed WHERE m.id = closed.message_id AND m.state || '' = 'sending' AND m.attempts = closed.number
-RETURNING m.id
+RETURNING m.id, m.account_id, m.recipient_id, m.priority, m.upstream_id
 """
 
 
 def take_back(c: Connection, tokens: Sequence[str], worker: int) -> TakenBack:
-    """Undo claims under these tokens whose COMMIT was never confirmed to this worker: nothing of them left."""
+    """Undo claims under these tokens whose COMMIT was never confirmed to this worker: nothing of them left. If an
+    earlier attempt of such a message turned out to have arrived, the message is sent."""
     rows = c.all(_TAKE_BACK, {"tokens": list(tokens), "worker": worker}) if tokens else []
+    for row in rows:
+        if row["upstream_id"] is not None:
+            _close_proved(c, row["id"], _line(row))
     return TakenBack(count=len(rows))
 
 
@@ -634,7 +642,8 @@ _ACCEPT_LATE_ANSWER = """
 WITH doubtful AS (
     -- It ended now, with its answer, not when it was written off: the upstream may have taken it in between.
     UPDATE attempts SET outcome = 'accepted', ended_at = clock_timestamp(), http_status = %(http_status)s, error = NULL
-    WHERE message_id = %(message_id)s AND number = %(attempt)s AND token = %(token)s AND outcome = 'unknown'
+    WHERE message_id = %(message_id)s AND number = %(attempt)s AND token = %(token)s AND counted
+      AND outcome IN ('unknown', 'failed')  -- failed: a lookup found nothing, too early
     RETURNING message_id
 ), closed AS (
     UPDATE dead_letters d SET closed_at = clock_timestamp(), closed_as = 'sent', closed_by = 'late answer'
@@ -645,7 +654,8 @@ UPDATE messages m SET upstream_id = %(upstream_id)s,
     sent_at = CASE m.state WHEN 'sending' THEN NULL ELSE clock_timestamp() END,
     ended_at = CASE m.state WHEN 'sending' THEN NULL ELSE clock_timestamp() END
 FROM doubtful
-WHERE m.id = doubtful.message_id AND m.state || '' IN ('held', 'queued', 'sending', 'verifying', 'failed')
+WHERE m.id = doubtful.message_id
+  AND m.state || '' IN ('scheduled', 'held', 'queued', 'sending', 'verifying', 'failed')
 RETURNING m.state
 """
 
@@ -683,12 +693,15 @@ _IS_PROVED = "SELECT 1 FROM messages WHERE id = %(message_id)s AND upstream_id I
 def mark_proved(c: Connection, claim: Claim) -> bool:
     """An earlier attempt turned out to have arrived while a later one was out. Now that this one has ended without a
     success, the message is sent. To be asked in the transaction that recorded it. Returns whether it is so."""
-    params = {"message_id": claim.message_id}
-    if not c.all(_IS_PROVED, params):
+    if not c.all(_IS_PROVED, {"message_id": claim.message_id}):
         return False
-    c.all(_MARK_PROVED, params)
-    elect_heads(c, [claim.line])
+    _close_proved(c, claim.message_id, claim.line)
     return True
+
+
+def _close_proved(c: Connection, message_id: str, line: Line) -> None:
+    c.all(_MARK_PROVED, {"message_id": message_id})
+    elect_heads(c, [line])
 
 
 def _move(
@@ -707,7 +720,6 @@ def _move(
         "latency_ms": round(outcome.latency_s * 1000),
         "error": outcome.error,
         "refused": outcome.refused,
-        "doubtful": claim.doubt_s is not None,
     }
     if not c.all(sql, params):
         raise StaleClaim(claim.message_id, claim.attempt)
@@ -1034,16 +1046,19 @@ def fold_tallies(db: Database) -> int:
 
 _NEXT_DUE = """
 SELECT extract(epoch FROM
-    greatest(least(
+    greatest(next.due_at, CASE WHEN a.paused_at IS NOT NULL THEN a.paused_until END, a.rest_until) - clock_timestamp()
+)::float8 AS due_s
+FROM accounts a CROSS JOIN LATERAL (
+    SELECT least(
         (SELECT min(first.due_at) FROM generate_series(21, 2, -1) AS step
          CROSS JOIN LATERAL (SELECT due_at FROM messages
                              WHERE account_id = a.id AND priority = step / 2 AND redriven = (mod(step, 2) = 0)
                                AND state = 'queued'
                              ORDER BY due_at LIMIT 1) first),
         (SELECT min(due_at) FROM messages WHERE account_id = a.id AND state = 'scheduled')
-    ), CASE WHEN a.paused_at IS NOT NULL THEN a.paused_until END, a.rest_until) - clock_timestamp())::float8 AS due_s
-FROM accounts a
-WHERE a.id = %(account_id)s AND (a.paused_at IS NULL OR a.paused_until IS NOT NULL)
+    ) AS due_at
+) next
+WHERE a.id = %(account_id)s AND (a.paused_at IS NULL OR a.paused_until IS NOT NULL) AND next.due_at IS NOT NULL
 """
 
 
