@@ -10,7 +10,7 @@ from marshmallow import RAISE, Schema, ValidationError, fields, validate, valida
 
 from ratelimit import BadLimits, Limits
 from workers.domain.actor import Action
-from workers.domain.retry import DeadLetterReason
+from workers.domain.decisions import DeadLetterReason
 from workers.domain.state import Status
 from workers.encoding import as_json
 from workers.services.estimate import BlockedBy

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from ratelimit import BadLimits, Limits
 from ratelimit.tokens import START_WITHIN_S
 from workers.credentials import Vault, as_fernet_key
-from workers.domain.retry import RetryPolicy
+from workers.domain.decisions import RetryPolicy
 
 BROKERS = ("redis", "rediss", "redis+socket", "amqp", "amqps", "pyamqp")
 

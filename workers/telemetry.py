@@ -19,8 +19,8 @@ from structlog.typing import ExcInfo
 
 from workers import counts as counts  # before the first metric is defined: it decides where counts are kept
 from workers import tracing
+from workers.domain.decisions import DeferralReason
 from workers.domain.outcome import OutcomeKind
-from workers.domain.retry import DeferralReason
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _LONG_SECONDS = (0.1, 1, 5, 15, 60, 300, 900, 3600, 6 * 3600, 24 * 3600, 7 * 24 * 3600)

@@ -12,11 +12,11 @@ from structlog.testing import capture_logs
 
 from tests.architecture.test_imports import MODULES
 from workers.domain import events
+from workers.domain.decisions import DeadLetterReason, DeferralReason
 from workers.domain.events import Event
 from workers.domain.lookup import Evidence, Finding
 from workers.domain.message import Claim
 from workers.domain.outcome import Outcome, OutcomeKind
-from workers.domain.retry import DeadLetterReason, DeferralReason
 from workers.domain.state import State
 from workers.services.publish import Publisher
 

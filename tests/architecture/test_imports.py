@@ -125,9 +125,9 @@ def test_composition_root_builds_every_adapter() -> None:
     ("module", "source"),
     [
         ("ratelimit.tokens", "from workers.domain import state"),
-        ("workers.domain.retry", "from ratelimit import Limits"),
-        ("workers.domain.retry", "from workers import store"),
-        ("workers.domain.retry", "import workers.store.messages"),
+        ("workers.domain.decisions", "from ratelimit import Limits"),
+        ("workers.domain.decisions", "from workers import store"),
+        ("workers.domain.decisions", "import workers.store.messages"),
         ("workers.store.messages", "def claim():\n    from workers.services import dispatch"),
         ("workers.services.dispatch", "from workers.channels.onlyfans import OnlyFans"),
         ("workers.services.dispatch", "from .. import bootstrap"),
@@ -150,8 +150,8 @@ def test_a_forbidden_import_is_found(module: str, source: str) -> None:
         ("api.messaging", "def list():\n    import sqlalchemy as sa"),
         ("api.messaging", "from celery import current_app"),
         ("workers.services.dispatch", "from psycopg import sql"),
-        ("workers.domain.retry", "import time"),
-        ("workers.domain.retry", "import structlog"),
+        ("workers.domain.decisions", "import time"),
+        ("workers.domain.decisions", "import structlog"),
     ],
 )
 def test_a_misplaced_library_is_found(module: str, source: str) -> None:

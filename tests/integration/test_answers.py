@@ -13,10 +13,10 @@ from deploy.sandbox import Fault, Sandbox
 from ratelimit import Limits
 from tests.conftest import ALICE, rebuild
 from workers.bootstrap import Adapters, build
+from workers.domain.decisions import FIRST_REST_S, LOOKUPS, ScheduleRetry
 from workers.domain.errors import StoreUnavailable
 from workers.domain.message import Claim
 from workers.domain.outcome import Outcome, OutcomeKind
-from workers.domain.retry import FIRST_REST_S, LOOKUPS, ScheduleRetry
 from workers.services.dispatch import Dispatcher
 from workers.services.queries import Dossier
 from workers.services.recovery import verify

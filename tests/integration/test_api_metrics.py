@@ -20,10 +20,10 @@ from deploy.sandbox import Fault, Sandbox
 from deploy.servers import Servers
 from ratelimit import Limits
 from workers.bootstrap import Adapters, build
+from workers.domain.decisions import MarkSent
 from workers.domain.errors import StoreUnavailable
 from workers.domain.message import Claim
 from workers.domain.outcome import Capabilities, Outcome, OutcomeKind
-from workers.domain.retry import MarkSent
 from workers.services.dispatch import Dispatcher
 from workers.services.settle import Settlement, settle
 from workers.services.submit import Receipt

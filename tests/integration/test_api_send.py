@@ -14,8 +14,8 @@ from api.app import create_app
 from ratelimit import Limits
 from tests.conftest import origin
 from workers.bootstrap import Adapters
+from workers.domain.decisions import DeferralReason
 from workers.domain.outcome import Outcome, OutcomeKind
-from workers.domain.retry import DeferralReason
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
 from workers.store import accounts, messages, queries

@@ -18,9 +18,9 @@ from ratelimit import Limits, TokensUnavailable
 from tests.conftest import ALICE
 from tests.integration.peers import Authority, Peer, answer_all
 from workers.bootstrap import SENDERS, Adapters
+from workers.domain.decisions import LINE_REST_S
 from workers.domain.message import Claim
 from workers.domain.outcome import Capabilities, Outcome, OutcomeKind
-from workers.domain.retry import LINE_REST_S
 from workers.services import dispatch
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt

@@ -22,10 +22,10 @@ from hypothesis.stateful import (
 
 from tests.conftest import ALICE, EMPTY, origin
 from workers.bootstrap import Adapters
+from workers.domain.decisions import DeadLetterReason, DeferralReason
 from workers.domain.errors import StaleClaim
 from workers.domain.message import Claim, Line, NewMessage
 from workers.domain.outcome import Outcome, OutcomeKind
-from workers.domain.retry import DeadLetterReason, DeferralReason
 from workers.domain.state import HEADS, OVER, TALLIED, TRANSITIONS, WAITING, State
 from workers.store import failures, messages
 

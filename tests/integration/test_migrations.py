@@ -23,9 +23,7 @@ from workers.store import messages, migrations
 from workers.store.session import Database
 
 FIRST = "0001"
-REVISIONS = [
-    "0001", "0002", "0003", "0004", "0007", "0010", "0011", "0012", "0021", "0022", "0023", "0024", "0025", "0026",
-]  # fmt: skip
+REVISIONS = [f"{n:04}" for n in range(1, 15)]
 Tables = dict[str, list[dict[str, Any]]]
 
 

@@ -22,10 +22,7 @@ from workers.bootstrap import Adapters
 from workers.channels.base import Sender
 from workers.channels.onlyfans import OnlyFans
 from workers.credentials import Vault
-from workers.domain.errors import StoreUnavailable
-from workers.domain.events import LateAnswer, Proved, Sent, Stale
-from workers.domain.outcome import Blame, Outcome, OutcomeKind
-from workers.domain.retry import (
+from workers.domain.decisions import (
     LOOKUPS,
     VERIFY_AFTER_S,
     AwaitVerification,
@@ -37,6 +34,9 @@ from workers.domain.retry import (
     MarkSent,
     ScheduleRetry,
 )
+from workers.domain.errors import StoreUnavailable
+from workers.domain.events import LateAnswer, Proved, Sent, Stale
+from workers.domain.outcome import Blame, Outcome, OutcomeKind
 from workers.presence import Presence, living
 from workers.services import recovery
 from workers.services.dispatch import WIDTH, Dispatcher, drain_name

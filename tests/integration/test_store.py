@@ -14,10 +14,10 @@ from ulid import ULID
 
 from tests.conftest import ALICE, origin
 from workers.bootstrap import Adapters
+from workers.domain.decisions import DeadLetterReason
 from workers.domain.errors import StaleClaim
 from workers.domain.message import Line, NewMessage
 from workers.domain.outcome import Outcome, OutcomeKind
-from workers.domain.retry import DeadLetterReason
 from workers.services.submit import Receipt
 from workers.store import failures, messages, queries
 from workers.store.schema import Base

@@ -3,7 +3,7 @@
 state      the life of a message, and every move in it
 message    a message as it enters, as it is claimed, and the line that it stands in
 outcome    what came of one request, and who is to blame
-retry      what follows: after an attempt, after a lookup; and how long to wait
+decisions  what follows: after an attempt, after a lookup; and how long to wait
 lookup     whether a message arrived, by the upstream's history
 events     what has happened: a fact for each move
 health     how an account and the whole are doing, in words

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from workers.domain.decisions import DeadLetterReason, DeferralReason
 from workers.domain.lookup import Finding
 from workers.domain.message import Claim
 from workers.domain.outcome import Outcome
-from workers.domain.retry import DeadLetterReason, DeferralReason
 from workers.domain.state import State
 
 

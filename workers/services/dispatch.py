@@ -32,11 +32,11 @@ from workers import telemetry, tracing
 from workers.channels.base import Channel, Sender
 from workers.clock import monotonic_s
 from workers.credentials import Vault
+from workers.domain.decisions import Decision, Defer, DeferralReason, RetryPolicy, decide, may_send
 from workers.domain.errors import StoreUnavailable
 from workers.domain.events import AccountOpened, Started
 from workers.domain.message import Claim
 from workers.domain.outcome import Blame, Outcome, OutcomeKind
-from workers.domain.retry import Decision, Defer, DeferralReason, RetryPolicy, decide, may_send
 from workers.services.budgets import Budgets
 from workers.services.epochs import explain_loss
 from workers.services.publish import Publisher

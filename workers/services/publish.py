@@ -12,9 +12,9 @@ from typing import Any
 from workers import telemetry
 from workers.domain import events
 from workers.domain.actor import PACELINE
+from workers.domain.decisions import DeferralReason
 from workers.domain.events import Event
 from workers.domain.outcome import Outcome, OutcomeKind
-from workers.domain.retry import DeferralReason
 from workers.domain.state import State
 from workers.telemetry import logger
 from workers.wakeups import Wakeups

@@ -21,11 +21,7 @@ from ratelimit.tokens import START_WITHIN_S, View
 from workers.channels.base import Channel, Sender
 from workers.clock import monotonic_s
 from workers.credentials import Vault
-from workers.domain.errors import StaleClaim, Unreadable
-from workers.domain.events import LookedUp, Rescued, Stale
-from workers.domain.lookup import Evidence, Finding, History, compare
-from workers.domain.outcome import Outcome, OutcomeKind
-from workers.domain.retry import (
+from workers.domain.decisions import (
     ConfirmSent,
     GiveUp,
     LookAgain,
@@ -35,6 +31,10 @@ from workers.domain.retry import (
     decide,
     decide_lookup,
 )
+from workers.domain.errors import StaleClaim, Unreadable
+from workers.domain.events import LookedUp, Rescued, Stale
+from workers.domain.lookup import Evidence, Finding, History, compare
+from workers.domain.outcome import Outcome, OutcomeKind
 from workers.domain.state import State
 from workers.presence import LOCK_CLASS, living
 from workers.services.publish import Publisher

@@ -4,11 +4,7 @@ the account and for all that share its credential."""
 from dataclasses import dataclass, field
 
 from workers.domain.actor import PACELINE, Action
-from workers.domain.errors import StaleClaim
-from workers.domain.events import AccountPaused, Event, Proved, Stale
-from workers.domain.message import Claim
-from workers.domain.outcome import Blame, Outcome
-from workers.domain.retry import (
+from workers.domain.decisions import (
     REFUSALS_IN_A_ROW,
     AwaitVerification,
     Bury,
@@ -19,6 +15,10 @@ from workers.domain.retry import (
     ScheduleRetry,
     rest_s,
 )
+from workers.domain.errors import StaleClaim
+from workers.domain.events import AccountPaused, Event, Proved, Stale
+from workers.domain.message import Claim
+from workers.domain.outcome import Blame, Outcome
 from workers.store import accounts, audit, messages
 from workers.store.session import Connection
 

@@ -28,6 +28,7 @@ from ulid import ULID
 
 from ratelimit import Origin
 from workers.domain.actor import Action, Actor
+from workers.domain.decisions import VERIFY_AFTER_S, DeadLetterReason, DeferralReason
 from workers.domain.errors import StaleClaim
 from workers.domain.events import (
     Buried,
@@ -43,7 +44,6 @@ from workers.domain.events import (
 from workers.domain.lookup import same_text
 from workers.domain.message import Claim, Line, NewMessage
 from workers.domain.outcome import Outcome
-from workers.domain.retry import VERIFY_AFTER_S, DeadLetterReason, DeferralReason
 from workers.encoding import as_json
 from workers.store import audit
 from workers.store.session import Connection, Database, Row, is_race
@@ -643,7 +643,7 @@ WITH doubtful AS (
     -- It ended now, with its answer, not when it was written off: the upstream may have taken it in between.
     UPDATE attempts SET outcome = 'accepted', ended_at = clock_timestamp(), http_status = %(http_status)s, error = NULL
     WHERE message_id = %(message_id)s AND number = %(attempt)s AND token = %(token)s AND counted
-      AND outcome IN ('unknown', 'failed')  -- failed: a lookup found nothing, too early
+      AND (outcome = 'unknown' OR outcome = 'failed' AND http_status IS NULL)  -- failed: a lookup came too early
     RETURNING message_id
 ), closed AS (
     UPDATE dead_letters d SET closed_at = clock_timestamp(), closed_as = 'sent', closed_by = 'late answer'

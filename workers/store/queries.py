@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Select, and_, false, func, not_, select
 
-from workers.domain.retry import DeadLetterReason
+from workers.domain.decisions import DeadLetterReason
 from workers.domain.state import State
 from workers.store.accounts import LineAhead, line_ahead, line_head, line_held
 from workers.store.schema import TALLY_RANK, Attempt, DeadLetter, Message

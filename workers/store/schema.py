@@ -21,8 +21,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from workers.domain.decisions import DeadLetterReason
 from workers.domain.outcome import OutcomeKind
-from workers.domain.retry import DeadLetterReason
 from workers.domain.state import HEADS, TALLIED, State
 
 

@@ -6,8 +6,8 @@ keep everybody out of the table meanwhile; the next revision does that under a l
 
 from alembic import op
 
-revision = "0021"
-down_revision = "0012"
+revision = "0009"
+down_revision = "0008"
 
 KNOWN = "'accepted', 'throttled', 'rejected', 'failed', 'unknown'"
 

@@ -6,7 +6,7 @@ credential (`workers.services.budgets`).
 
 from alembic import op
 
-revision = "0007"
+revision = "0005"
 down_revision = "0004"
 
 COLUMNS = """

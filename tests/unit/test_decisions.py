@@ -6,10 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.domain.lookup import Evidence, Finding
-from workers.domain.message import Claim
-from workers.domain.outcome import Blame, Capabilities, Outcome, OutcomeKind
-from workers.domain.retry import (
+from workers.domain.decisions import (
     DEFAULT_COOLDOWN_S,
     KEY_MARGIN_S,
     LINE_REST_S,
@@ -38,6 +35,9 @@ from workers.domain.retry import (
     may_send,
     rest_s,
 )
+from workers.domain.lookup import Evidence, Finding
+from workers.domain.message import Claim
+from workers.domain.outcome import Blame, Capabilities, Outcome, OutcomeKind
 
 POLICY = RetryPolicy(max_attempts=5, base_s=5, max_s=900)
 NOTHING = Capabilities()

@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0026"
-down_revision = "0025"
+revision = "0014"
+down_revision = "0013"
 
 TABLE = """
 CREATE TABLE token_epoch (

@@ -7,8 +7,8 @@ of that folding. Until the old version is gone, the positions it tells leave red
 
 from alembic import op
 
-revision = "0011"
-down_revision = "0010"
+revision = "0007"
+down_revision = "0006"
 
 # Whoever is in the midst of changing messages has counted them the old way, and the count must move as a whole: so
 # nobody writes messages meanwhile. Writers take the two tables in this order too.

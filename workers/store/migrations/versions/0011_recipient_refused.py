@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0023"
-down_revision = "0022"
+revision = "0011"
+down_revision = "0010"
 
 KNOWN = "'rejected', 'retries_exhausted', 'outcome_unknown'"
 

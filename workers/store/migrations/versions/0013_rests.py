@@ -3,8 +3,8 @@ only: a version that knows nothing of it goes on sending."""
 
 from alembic import op
 
-revision = "0025"
-down_revision = "0024"
+revision = "0013"
+down_revision = "0012"
 
 
 def upgrade() -> None:

@@ -3,8 +3,8 @@ is a constant is not written into the rows."""
 
 from alembic import op
 
-revision = "0024"
-down_revision = "0023"
+revision = "0012"
+down_revision = "0011"
 
 
 def upgrade() -> None:
