@@ -514,6 +514,26 @@ def test_nothing_is_sent_again_once_nobody_honours_keys(
     assert (state(adapters, receipt), len(upstream.ledger.entries)) == ("verifying", 1)
 
 
+def test_nothing_is_sent_again_under_another_credential(
+    with_settings: Callable[..., Adapters], upstream: Sandbox
+) -> None:
+    """Cut off after it arrived; then the account is given another key, whose chats are others. No repeat, and no
+    history that proves absence: a person decides."""
+    adapters = with_settings(retry_base_seconds=3600.0)
+    upstream.faults.add(Fault("cut"))
+    receipt = adapters.submitter().submit({"recipient_id": "fan-1", "content": "x"}, "default", by=ALICE)
+    adapters.dispatcher(worker=1).drain("default")
+    adapters.accounts().patch("default", {"api_key": "another"}, by=ALICE)
+    adapters.db.all("UPDATE messages SET due_at = now()")
+    rebuild(adapters)
+    adapters.dispatcher(worker=1).drain("default")
+    assert state(adapters, receipt) == "verifying"
+    look_up(adapters)
+    (letter,) = dossier(adapters, receipt).dead_letters
+    assert letter["reason"] == "outcome_unknown"
+    assert upstream.summary()["accepted"] == 1
+
+
 # --- lookups
 
 

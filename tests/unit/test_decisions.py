@@ -91,6 +91,13 @@ def test_a_line_that_is_throttled_while_others_get_through_rests_alone() -> None
     assert decision(throttled(600.0), throttles=1, others_passed=True) == Defer(DeferralReason.THROTTLED, 600.0)
 
 
+def test_where_tokens_come_rarely_a_throttled_line_lets_one_pass() -> None:
+    """100 a day: a token every 864 s, and the line's own rest would be over at each of them."""
+    often = decide(throttled(1.0), claim(throttles=3), POLICY, NOTHING, turn_s=864.0)
+    assert often == Defer(DeferralReason.THROTTLED, 1.0 + 1.5 * 864, 1.0)
+    assert decide(throttled(1.0), claim(), POLICY, NOTHING, turn_s=864.0) == decision(throttled(1.0))
+
+
 def test_a_line_rests_alone_where_the_kind_says_so() -> None:
     assert decision(throttled(7.0, Blame.RECIPIENT)) == Defer(DeferralReason.THROTTLED, 7.0)
 
@@ -207,6 +214,22 @@ def test_what_may_have_arrived_leaves_again_only_under_a_key_that_is_honoured(
     assert may_send(claim(doubt_s=doubt_s), upstream) is allowed
 
 
+def test_under_another_credential_no_key_protects_and_no_history_proves_absence() -> None:
+    """Cut off, and then the account was given another key: to that, idempotency key and chat may be unknown."""
+    rekeyed = claim(2, doubt_s=60.0, rekeyed=True)
+    assert not may_send(rekeyed, BOTH)
+    follows = decide_lookup(Finding(Evidence.ABSENT), rekeyed, 1, POLICY, is_anothers=False)
+    assert isinstance(follows, GiveUp)
+    assert follows.reason is DeadLetterReason.OUTCOME_UNKNOWN
+    assert decide_lookup(Finding(Evidence.FOUND, "u"), rekeyed, 1, POLICY, is_anothers=False) == ConfirmSent("u")
+
+
+def test_a_history_out_of_reach_for_a_day_leaves_it_to_a_person() -> None:
+    away = Finding(Evidence.AWAY, error="refused")
+    assert isinstance(decide_lookup(away, claim(doubt_s=86_000.0), 1, POLICY, is_anothers=False), LookAgain)
+    assert isinstance(decide_lookup(away, claim(doubt_s=86_400.0), 1, POLICY, is_anothers=False), GiveUp)
+
+
 def test_what_was_withheld_is_cleared_up() -> None:
     withheld = Outcome(OutcomeKind.UNKNOWN, left=False, withheld=True)
     assert decision(withheld, upstream=HISTORY, doubt_s=60.0) == LOOK_UP
@@ -259,7 +282,7 @@ def test_what_proves_nothing_is_asked_again_and_then_left_to_a_person(evidence: 
     assert (follows.reason, "why" in follows.error) == (DeadLetterReason.OUTCOME_UNKNOWN, True)
 
 
-@pytest.mark.parametrize(("doubt_s", "delay_s"), [(None, 5), (2, 5), (40, 10), (1200, 300), (90_000, 300)])
+@pytest.mark.parametrize(("doubt_s", "delay_s"), [(None, 5), (2, 5), (40, 10), (1200, 300), (80_000, 300)])
 def test_an_upstream_that_is_away_costs_no_lookup_and_is_asked_more_and_more_rarely(
     doubt_s: float | None, delay_s: float
 ) -> None:

@@ -121,6 +121,8 @@ LONGEST_COOLDOWN_S = 86_400.0
 LINE_REST_S, LONGEST_LINE_REST_S = 0.25, 300.0
 """How long a line rests beyond the cooldown that its first 429 caused, so that another line goes first; doubled with
 each 429 that follows."""
+TOKENS_LEFT_TO_OTHERS = 1.5
+"""So many tokens a line lets pass after its second 429 in a row, if no other has got through."""
 FIRST_REST_S, LONGEST_REST_S = 5.0, 300.0
 """How long an identity rests whose upstream serves nobody: the first time, and at most."""
 IN_PROGRESS_S, LONGEST_IN_PROGRESS_S = 1.0, 300.0
@@ -132,6 +134,8 @@ REFUSALS_IN_A_ROW = 3
 """So many different recipients in a row that may not be to blame, and the account is paused."""
 LOOKUPS = 5
 """Lookups of one unknown outcome before a person must decide."""
+LONGEST_DOUBT_S = 86_400.0
+"""After so long a person must decide, also if the history could not be asked once."""
 LOOKUP_RETRY = RetryPolicy(max_attempts=LOOKUPS, base_s=2.0, max_s=30.0)
 
 
@@ -141,15 +145,22 @@ LOOKUP_RETRY = RetryPolicy(max_attempts=LOOKUPS, base_s=2.0, max_s=30.0)
 def may_send(claim: Claim, upstream: Capabilities) -> bool:
     """Whether the claimed message may leave: not if an earlier attempt may have arrived, unless a key that the upstream
     still honours keeps it from being delivered twice (guarantee 4)."""
-    return claim.doubt_s is None or _key_protects(claim.doubt_s, upstream)
+    return claim.doubt_s is None or _key_protects(claim, upstream)
 
 
 def decide(
-    outcome: Outcome, claim: Claim, policy: RetryPolicy, upstream: Capabilities, *, time_left_s: float = 0.0
+    outcome: Outcome,
+    claim: Claim,
+    policy: RetryPolicy,
+    upstream: Capabilities,
+    *,
+    time_left_s: float = 0.0,
+    turn_s: float = 0.0,
 ) -> Decision:
     """What to do after the attempt `claim` ended in `outcome`.
 
-    time_left_s: until the attempt's deadline; the upstream may work on the request until then.
+    time_left_s: until the attempt's deadline; the upstream may work on the request until then. turn_s: how far apart
+    the account's tokens come in the long run.
     """
     if outcome.interrupted:
         return Defer(DeferralReason.INTERRUPTED)
@@ -161,7 +172,7 @@ def decide(
         case OutcomeKind.ACCEPTED:
             return MarkSent(outcome.upstream_id)
         case OutcomeKind.THROTTLED:
-            return _throttled(outcome, claim)
+            return _throttled(outcome, claim, turn_s)
         case OutcomeKind.UNAVAILABLE:
             return Defer(DeferralReason.UPSTREAM)
         case OutcomeKind.REJECTED if outcome.blame is Blame.CREDENTIAL and outcome.probe_after_s is not None:
@@ -172,7 +183,7 @@ def decide(
             wait_s = IN_PROGRESS_S if outcome.retry_after_s is None else outcome.retry_after_s
             return Defer(DeferralReason.IN_PROGRESS, min(max(wait_s, IN_PROGRESS_S), LONGEST_IN_PROGRESS_S))
         case OutcomeKind.UNKNOWN:
-            if more and _key_protects(claim.doubt_s or 0.0, upstream):
+            if more and _key_protects(claim, upstream):
                 return ScheduleRetry(backoff_s(claim.tries, policy) if outcome.blame is Blame.UPSTREAM else 0.0)
             return _clear_up(upstream, time_left_s)
         case OutcomeKind.FAILED if more:
@@ -199,13 +210,20 @@ def decide_lookup(
     match finding.evidence:
         case Evidence.FOUND if not is_anothers:
             return ConfirmSent(finding.upstream_id)
+        case Evidence.ABSENT if claim.rekeyed:
+            words = "it may have arrived: its account has another credential since, whose history proves nothing"
+            return GiveUp(DeadLetterReason.OUTCOME_UNKNOWN, words)
         case Evidence.ABSENT if claim.tries < policy.max_attempts:
             return SendAgain()
         case Evidence.ABSENT:
             return GiveUp(DeadLetterReason.RETRIES_EXHAUSTED, "the upstream's history shows that no attempt arrived")
-        case Evidence.AWAY:  # waiting burns nothing; the longer the doubt has lasted, the more rarely it asks
-            doubt_s = (claim.doubt_s or 0.0) / 4
-            return LookAgain(min(max(doubt_s, FIRST_REST_S), LONGEST_REST_S), counted=False)
+        case Evidence.AWAY if (claim.doubt_s or 0.0) < LONGEST_DOUBT_S:
+            # Waiting burns nothing; the longer the doubt has lasted, the more rarely it asks.
+            wait_s = (claim.doubt_s or 0.0) / 4
+            return LookAgain(min(max(wait_s, FIRST_REST_S), LONGEST_REST_S), counted=False)
+        case Evidence.AWAY:
+            words = f"it may have arrived; for a day the history could not be asked: {finding.error}"
+            return GiveUp(DeadLetterReason.OUTCOME_UNKNOWN, words)
     if lookups < LOOKUPS:
         return LookAgain(backoff_s(lookups, LOOKUP_RETRY))
     why = "it may be another message of the same text" if is_anothers else finding.error
@@ -219,18 +237,24 @@ def _clear_up(upstream: Capabilities, time_left_s: float) -> Decision:
     return Bury(DeadLetterReason.OUTCOME_UNKNOWN)
 
 
-def _key_protects(doubt_s: float, upstream: Capabilities) -> bool:
-    return upstream.idempotent and doubt_s < upstream.key_lifetime_s - KEY_MARGIN_S
+def _key_protects(claim: Claim, upstream: Capabilities) -> bool:
+    """Whether the upstream delivers the message once, however often it is sent. It knows a key only together with the
+    credential that it came with."""
+    young = (claim.doubt_s or 0.0) < upstream.key_lifetime_s - KEY_MARGIN_S
+    return upstream.idempotent and young and not claim.rekeyed
 
 
-def _throttled(outcome: Outcome, claim: Claim) -> Defer:
+def _throttled(outcome: Outcome, claim: Claim, turn_s: float) -> Defer:
     """The identity cools down, and the line a little longer, so that another line goes first. A line that is throttled
-    again although others got through meanwhile rests alone."""
+    again although others got through meanwhile rests alone. One that is throttled again before they did lets a token
+    pass: where tokens come rarely, its rest could be over at each of them."""
     asked_s = DEFAULT_COOLDOWN_S if outcome.retry_after_s is None else outcome.retry_after_s
     asked_s = min(max(asked_s, 0.0), LONGEST_COOLDOWN_S)
     line_s = line_rest_s(claim.throttles + 1)
     if outcome.blame is Blame.RECIPIENT or (claim.throttles and claim.others_passed):
         return Defer(DeferralReason.THROTTLED, max(asked_s, line_s))
+    if claim.throttles:
+        line_s = max(line_s, TOKENS_LEFT_TO_OTHERS * turn_s)
     return Defer(DeferralReason.THROTTLED, asked_s + line_s, asked_s)
 
 

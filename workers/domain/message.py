@@ -49,7 +49,9 @@ class Claim:
     """A message in the hands of one drain: attempt number `attempt` is on record, under `token`.
 
     tries: attempts since it was queued, this one included. due_s: how long it had been due when claimed.
-    doubt_s: how long ago the first attempt since then began that may have arrived; None if there is none.
+    doubt_s: None if no attempt since then may have arrived. Else how long ago the message's first request left, which
+        is the age of its key; of a lookup, how long ago the first attempt began that may have arrived.
+    rekeyed: the account has another credential than that attempt was made with.
     refusals: answered refusals so far, each of which used up an idempotency key.
     throttles: 429s in a row before this attempt. others_passed: the account's other messages got through since the
         latest of them.
@@ -71,6 +73,7 @@ class Claim:
     due_s: float = 0.0
     queued: int = 0
     doubt_s: float | None = None
+    rekeyed: bool = False
     refusals: int = 0
     throttles: int = 0
     others_passed: bool = False

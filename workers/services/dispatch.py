@@ -438,7 +438,15 @@ class _Drain:
             self._returned[claim.token] = answer.at_s
         # An unknown one stays out until its loan ends: no answer came, so the deadline is what counts.
         time_left_s = self._.send_timeout_s - outcome.latency_s
-        decision = decide(outcome, claim, self._.retry, self._channel.capabilities, time_left_s=time_left_s)
+        slowest = self._limits.slowest()
+        decision = decide(
+            outcome,
+            claim,
+            self._.retry,
+            self._channel.capabilities,
+            time_left_s=time_left_s,
+            turn_s=slowest.period_s / slowest.count,
+        )
         self._heed(decision)
         if outcome.left:
             telemetry.send_latency.labels(self._channel.name).observe(outcome.latency_s)

@@ -285,7 +285,8 @@ INSERT INTO accounts AS a (id, channel, limits, display_name, api_key, settings)
 VALUES (%(id)s, %(channel)s, %(limits)s, %(display_name)s, %(sealed_key)s, %(settings)s)
 ON CONFLICT (id) DO UPDATE SET channel = EXCLUDED.channel, limits = EXCLUDED.limits,
     display_name = EXCLUDED.display_name, settings = EXCLUDED.settings,
-    api_key = CASE WHEN %(clear_key)s THEN NULL ELSE coalesce(EXCLUDED.api_key, a.api_key) END
+    api_key = CASE WHEN %(clear_key)s THEN NULL ELSE coalesce(EXCLUDED.api_key, a.api_key) END,
+    key_since = CASE WHEN %(clear_key)s OR EXCLUDED.api_key IS NOT NULL THEN clock_timestamp() ELSE a.key_since END
 RETURNING (xmax = 0) AS created
 """
 

@@ -374,10 +374,16 @@ WITH origin AS (
     FROM claimed
 )
 SELECT origin.valid, claimed.*, extract(epoch FROM statement_timestamp() - due_at)::float8 AS due_s,
-    CASE WHEN tries > 1 THEN
-        (SELECT extract(epoch FROM clock_timestamp() - min(a.started_at))::float8 FROM attempts a
-         WHERE a.message_id = claimed.id AND a.counted AND a.outcome = 'unknown' AND a.number > attempts - tries)
-    END AS doubt_s,
+    CASE WHEN tries > 1 THEN (
+        SELECT extract(epoch FROM clock_timestamp() - min(k.started_at))::float8 FROM attempts k
+        WHERE k.message_id = claimed.id AND k.spent AND EXISTS (
+            SELECT FROM attempts a
+            WHERE a.message_id = claimed.id AND a.counted AND a.outcome = 'unknown' AND a.number > attempts - tries)
+    ) END AS doubt_s,
+    tries > 1 AND EXISTS (
+        SELECT FROM attempts a JOIN accounts o ON o.id = claimed.account_id AND a.started_at < o.key_since
+        WHERE a.message_id = claimed.id AND a.counted AND a.outcome = 'unknown' AND a.number > attempts - tries
+    ) AS rekeyed,
     throttles > 0 AND EXISTS (
         SELECT FROM attempts a WHERE a.started_at > claimed.throttled_at AND a.account_id = claimed.account_id
            AND a.outcome = 'accepted'
@@ -739,6 +745,10 @@ RETURNING m.id, m.account_id, m.recipient_id, m.priority, m.content, m.media_ids
     (SELECT extract(epoch FROM clock_timestamp() - min(a.started_at))::float8 FROM attempts a
      WHERE a.message_id = m.id AND a.counted AND a.outcome = 'unknown' AND a.number > m.attempts - m.tries
     ) AS doubt_s,
+    EXISTS (
+        SELECT FROM attempts a JOIN accounts o ON o.id = m.account_id AND a.started_at < o.key_since
+        WHERE a.message_id = m.id AND a.counted AND a.outcome = 'unknown' AND a.number > m.attempts - m.tries
+    ) AS rekeyed,
     (SELECT array_agg(s.upstream_id) FROM messages s
      WHERE s.recipient_id = m.recipient_id AND s.upstream_id IS NOT NULL
        AND s.account_id IN (
@@ -1133,6 +1143,7 @@ def _claim(row: Row) -> Claim:
         due_s=row.get("due_s", 0.0),
         queued=row.get("queued", 0),
         doubt_s=row.get("doubt_s"),
+        rekeyed=row.get("rekeyed", False),
         refusals=row["refusals"],
         throttles=row["throttles"],
         others_passed=row.get("others_passed", False),

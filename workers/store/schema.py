@@ -81,6 +81,8 @@ class Account(Base):
     """Recipients refused in a row of whom it is not certain that they are to blame."""
     refused_at: Mapped[datetime | None]
     """The last of these refusals."""
+    key_since: Mapped[datetime | None]
+    """When it was given another key of its own, or lost it; null if never."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     budget: Mapped[str | None]
     """The key of the tokens that the account draws on; the account's id if null. Accounts under one credential name
