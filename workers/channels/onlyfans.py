@@ -259,9 +259,7 @@ def outcome_of(answer: Answer, *, idempotent: bool = False, trust_5xx: bool = Fa
             return judged(OutcomeKind.REJECTED, Blame.CREDENTIAL, probe_after_s=OUT_OF_CREDIT_S)
         case 403:
             return judged(OutcomeKind.REJECTED, None)
-        case (
-            404 | 410
-        ):  # of the chat, if the platform itself says so; else perhaps of a path that is not the platform's
+        case 404 | 410:  # of the chat, if the platform itself says so; else perhaps of a wrong base URL
             return judged(OutcomeKind.REJECTED, Blame.RECIPIENT if _json_object(answer.body) else None)
         case 409 if idempotent:
             return judged(OutcomeKind.IN_PROGRESS, None, retry_after_s=wait_s)

@@ -44,11 +44,6 @@ class Account:
     """Fingerprint of the key that it sends with; None until one was taken."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def trust5xx(self) -> bool:
-        """Whether its upstream's 5xx mean that the message was not sent."""
-        return bool(self.settings.get("trust5xx", False))
-
     def limits_in_force(self, default: Limits) -> Limits:
         """Its limits, `default` where it has none of its own. Where accounts that draw on the same budget have other
         limits, all of them hold."""
