@@ -256,6 +256,42 @@ def test_a_throttled_line_is_blocked_by_its_cooldown_and_not_by_a_schedule(
     assert waiting.estimate.blocked_by == "cooldown"
 
 
+def test_a_retry_forgets_no_429_and_is_told_from_one(
+    with_settings: Callable[..., Adapters], submit: Submit, upstream: Sandbox
+) -> None:
+    """The line's rests go on to grow after an attempt that was cut. Before: each cut let it begin anew, and a chat that
+    only ever throttles was tried 13 times within two minutes."""
+    adapters = with_settings(retry_base_seconds=3600.0, retry_max_seconds=3600.0)
+    receipt = submit("jammed-1")
+    upstream.faults.add(Fault("status", status=429, retry_after_s=0))
+    adapters.dispatcher(worker=1).drain("default")
+    assert (throttles(adapters, receipt), blocked_by(adapters, receipt)) == (1, "cooldown")
+
+    upstream.faults.clear()
+    upstream.faults.add(Fault("status", status=500))
+    adapters.accounts().resume("default", by=ALICE)
+    adapters.dispatcher(worker=1).drain("default")
+    assert (throttles(adapters, receipt), blocked_by(adapters, receipt)) == (1, "retry")
+    due_at = dossier(adapters, receipt).message["due_at"]
+    adapters.accounts().resume("default", by=ALICE)
+    assert dossier(adapters, receipt).message["due_at"] == due_at
+
+    upstream.faults.clear()
+    upstream.faults.add(Fault("status", status=429, retry_after_s=0))
+    adapters.db.all("UPDATE messages SET due_at = now()")
+    adapters.dispatcher(worker=1).drain("default")
+    assert (throttles(adapters, receipt), blocked_by(adapters, receipt)) == (2, "cooldown")
+
+
+def throttles(adapters: Adapters, receipt: Receipt) -> int:
+    return dossier(adapters, receipt).message["throttles"]
+
+
+def blocked_by(adapters: Adapters, receipt: Receipt) -> str | None:
+    waiting = dossier(adapters, receipt).waiting
+    return waiting and waiting.estimate.blocked_by
+
+
 # --- refused: nothing wider, nothing narrower
 
 

@@ -338,6 +338,6 @@ def _place(row: Row, position: int, now: datetime) -> Place:
 
 def _put_off_by(row: Row) -> BlockedBy:
     """What a waiting message waits for until its due time."""
-    if row["throttles"] and row["due_at"] != row["send_at"]:
+    if row["line_rests"]:
         return BlockedBy.COOLDOWN
     return BlockedBy.RETRY if row["tries"] else BlockedBy.SCHEDULE

@@ -10,7 +10,7 @@ from workers.domain.actor import Action, Actor
 from workers.domain.message import Line
 from workers.domain.state import State
 from workers.store import audit
-from workers.store.messages import DOUBTFUL, elect_heads
+from workers.store.messages import DOUBTFUL, elect_heads, line_rests
 from workers.store.queries import Scope
 from workers.store.session import Connection, Database, Row
 
@@ -37,7 +37,7 @@ WITH waiting AS MATERIALIZED (
     UNION
     (SELECT DISTINCT ON (account_id) id FROM waiting ORDER BY account_id, due_at DESC, priority, seq DESC)
 )
-SELECT m.* FROM last CROSS JOIN LATERAL (SELECT * FROM messages WHERE id = last.id) m
+SELECT m.*, {line_rests("m")} AS line_rests FROM last CROSS JOIN LATERAL (SELECT * FROM messages WHERE id = last.id) m
 """
 
 

@@ -514,14 +514,15 @@ _REFUSALS = """
 _SCHEDULE_RETRY = f"""
 WITH {_CLOSE_ATTEMPT}
 UPDATE messages m SET state = 'queued', due_at = clock_timestamp() + %(delay_s)s * interval '1 second',
-    throttles = 0, {_REFUSALS}
+    {_REFUSALS}
 FROM closed WHERE m.id = closed.message_id AND m.state || '' = 'sending' AND m.attempts = %(attempt)s
 RETURNING m.id
 """
 
 
 def schedule_retry(c: Connection, claim: Claim, outcome: Outcome, delay_s: float) -> RetryScheduled:
-    """It failed and will be tried again; it stays the head of its line meanwhile."""
+    """Queue the message again after a failed attempt; it stays the head of its line meanwhile. `throttles` is kept: an
+    attempt that nobody knows the end of does not prove that the upstream lets the line through again."""
     _move(c, _SCHEDULE_RETRY, claim, outcome, delay_s=delay_s)
     return RetryScheduled(claim=claim, outcome=outcome, delay_s=delay_s)
 
@@ -557,9 +558,18 @@ def defer(
     )
 
 
-_END_LINE_RESTS = """
-UPDATE messages SET due_at = throttled_at
-WHERE account_id = ANY(%(account_ids)s::text[]) AND state = 'queued' AND throttles > 0 AND due_at > now()
+def line_rests(message: str) -> str:
+    """SQL: whether the wait of the waiting message that a query calls so began with a 429, and not with a failure that
+    is retried. The latest request tells: a deferral is not counted."""
+    return (
+        f"({message}.throttles > 0 AND (SELECT NOT latest.counted FROM attempts latest "
+        f"WHERE latest.message_id = {message}.id ORDER BY latest.id DESC LIMIT 1))"
+    )
+
+
+_END_LINE_RESTS = f"""
+UPDATE messages m SET due_at = throttled_at
+WHERE account_id = ANY(%(account_ids)s::text[]) AND state = 'queued' AND due_at > now() AND {line_rests("m")}
 """
 
 

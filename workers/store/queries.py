@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, false, func, not_, select
+from sqlalchemy import Boolean, ColumnElement, Select, and_, false, func, literal_column, not_, select
 
 from workers.domain.decisions import DeadLetterReason
 from workers.domain.state import State
 from workers.store.accounts import LineAhead, line_ahead, line_head, line_held
+from workers.store.messages import line_rests
 from workers.store.schema import TALLY_RANK, Attempt, DeadLetter, Message
 from workers.store.session import Database, Row
 
@@ -300,7 +301,7 @@ def last_due_s(db: Database, scope: Scope = None) -> dict[str, float]:
 
 
 def _messages(scope: Scope) -> Select:
-    query = select(Message.__table__)
+    query = select(Message.__table__, literal_column(line_rests("messages"), Boolean).label("line_rests"))
     return query if scope is None else query.where(Message.account_id.in_(scope))
 
 
