@@ -1,4 +1,4 @@
-"""How Celery runs Paceline's tasks: plain data, read by `workers.celery_app`. The broker's URL comes from the settings.
+"""How Celery runs Paceline's tasks: plain data for `workers.engine.celery_app`. Settings give the URL of the broker.
 
 A task is a wake-up ("look at this account"), never a message: one that is lost or comes twice costs a look, so nothing
 here needs to be durable, acknowledged late, retried or answered.
@@ -22,7 +22,7 @@ worker_enable_remote_control = False
 worker_send_task_events = False
 worker_hijack_root_logger = False
 worker_redirect_stdouts = False
-worker_consumer = "workers.consumer:Consumer"
+worker_consumer = "workers.engine.consumer:Consumer"
 worker_cancel_long_running_tasks_on_connection_loss = (
     True  # of those acknowledged late: none; unset, Celery warns of it
 )
@@ -42,5 +42,5 @@ broker_transport_options = {
     "write_timeout": 10,
 }
 
-beat_scheduler = "workers.pacer:Pacer"
+beat_scheduler = "workers.engine.pacer:Pacer"
 beat_enable_remote_control = False

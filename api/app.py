@@ -10,9 +10,9 @@ from flask.json.provider import DefaultJSONProvider
 from ulid import ULID
 
 from api import auth, body, errors, limiting, messaging, operations
-from workers import telemetry
 from workers.bootstrap import Adapters
 from workers.encoding import as_json
+from workers.telemetry import metrics
 
 _DEFENCES = {
     "Cache-Control": "no-store",
@@ -64,6 +64,6 @@ def _end(response: Response) -> Response:
     for name, value in _DEFENCES.items():
         response.headers.setdefault(name, value)
     route = request.url_rule.rule if request.url_rule else "unmatched"
-    telemetry.http_requests.labels(route, response.status_code).inc()
-    telemetry.http_request_seconds.labels(route).observe(time.perf_counter() - g.began)
+    metrics.http_requests.labels(route, response.status_code).inc()
+    metrics.http_request_seconds.labels(route).observe(time.perf_counter() - g.began)
     return response

@@ -20,12 +20,12 @@ from flask_jwt_extended.exceptions import JWTExtendedException
 from jwt.exceptions import PyJWTError
 
 from api.errors import ApiError, not_authenticated
-from workers import tracing
-from workers.counts import bearer_token
 from workers.domain.actor import Actor
 from workers.domain.errors import NotFound
 from workers.settings import BadSetting, Settings
-from workers.telemetry import logger
+from workers.telemetry import traces
+from workers.telemetry.exposition import bearer_token
+from workers.telemetry.logs import logger
 
 log = logger(__name__)
 
@@ -136,7 +136,7 @@ def actor() -> Actor:
     """The caller of this request, for the audit, and for the logs and traces of what comes of it."""
     caller: Caller = g.caller
     return Actor(
-        subject=caller.subject, role=str(caller.role), request_id=g.request_id, traceparent=tracing.traceparent()
+        subject=caller.subject, role=str(caller.role), request_id=g.request_id, traceparent=traces.traceparent()
     )
 
 

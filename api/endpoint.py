@@ -16,8 +16,8 @@ from api.auth import Role, authorize
 from api.body import json_object
 from api.limiting import spend
 from api.schemas import IDS, Strict
-from workers import tracing
 from workers.domain.errors import NotFound
+from workers.telemetry import traces
 
 View = Callable[..., Any]
 
@@ -63,7 +63,7 @@ def endpoint(
     def decorate(view: View) -> View:
         @functools.wraps(view)
         def guarded(**params: Any) -> Response:
-            with tracing.span(
+            with traces.span(
                 f"{request.method} {request.url_rule}",
                 kind="SERVER",
                 parent=request.headers.get("traceparent"),

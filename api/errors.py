@@ -11,7 +11,7 @@ from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 
 from workers.domain.errors import Conflict, InvalidMessage, KeyReused, NotFound, QueueFull, StoreUnavailable
-from workers.telemetry import logger
+from workers.telemetry.logs import logger
 
 log = logger(__name__)
 

@@ -13,7 +13,8 @@ from flask import Flask, Response, current_app, g, request
 
 from api.errors import ApiError
 from ratelimit import Grant, Limits, Tokens, TokensUnavailable
-from workers.telemetry import caller_limit_open, logger
+from workers.telemetry.logs import logger
+from workers.telemetry.metrics import caller_limit_open
 
 log = logger(__name__)
 

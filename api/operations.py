@@ -16,10 +16,10 @@ from api import schemas
 from api.endpoint import endpoint
 from api.errors import not_authenticated
 from api.openapi import document
-from workers import counts
 from workers.bootstrap import Adapters
 from workers.domain.errors import StoreUnavailable
 from workers.store import queries
+from workers.telemetry import counts, exposition
 
 _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
@@ -56,7 +56,7 @@ def blueprint(app: Flask, adapters: Adapters) -> Blueprint:
     @endpoint("Metrics, for Prometheus", roles=None, answers={200: None}, errors=(401,))
     def metrics() -> Any:
         """What this machine's processes have counted, and how things stand. Asks for `METRICS_TOKEN` if that is set."""
-        if not counts.may_see(request.headers.get("Authorization", ""), token):
+        if not exposition.may_see(request.headers.get("Authorization", ""), token):
             raise not_authenticated()
         body = generate_latest(counts.counted()) + generate_latest(standing)
         return Response(body, content_type=CONTENT_TYPE_LATEST)

@@ -261,7 +261,7 @@ def api(port: int, host: str, workers: int, threads: int) -> None:
 def worker() -> None:
     """A worker, in the foreground; start as many as the machine has cores."""
     _count_alone()
-    from workers.processes import run_worker
+    from workers.engine.processes import run_worker
 
     warnings.filterwarnings("ignore", message=".*superuser privileges")  # a container's user is its own affair
     run_worker(_settings())
@@ -271,7 +271,7 @@ def worker() -> None:
 def pacer() -> None:
     """A pacer with its reconciler, in the foreground; two are enough to survive one."""
     _count_alone()
-    from workers.processes import run_pacer
+    from workers.engine.processes import run_pacer
 
     run_pacer(_settings())
 
@@ -387,17 +387,20 @@ def _await_schema(database_url: str) -> None:
 
 def _settings() -> Settings:
     """For a process of production: settings read, logs configured."""
-    from workers import tracing
-    from workers.telemetry import configure_logging
+    from workers.telemetry import traces
+    from workers.telemetry.logs import configure_logging
 
     settings = Settings.from_env()
-    tracing.wanted()  # and to be had
+    traces.wanted()  # and to be had
     configure_logging(settings.log_format)
     return settings
 
 
 def _count_alone() -> None:
-    """Whoever tells its own counts keeps them to itself (`workers.counts`, which must not be imported before)."""
+    """Keep the counts of a process that tells them on a port of its own out of the shared directory.
+
+    Must run before `workers.telemetry.counts` is imported.
+    """
     if os.environ.get("METRICS_PORT"):
         os.environ.pop(_COUNTS, None)
 

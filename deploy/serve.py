@@ -11,10 +11,10 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
 from api.app import create_app
-from workers import tracing
 from workers.bootstrap import build
 from workers.settings import Settings
-from workers.telemetry import configure_logging
+from workers.telemetry import traces
+from workers.telemetry.logs import configure_logging
 
 THREADS = "PACELINE_API_THREADS"
 MAX_HEAD = 64 * 1024
@@ -51,7 +51,7 @@ def application() -> Flask:
     """What every process of the server makes for itself."""
     settings = Settings.from_env()
     configure_logging(settings.log_format)
-    tracing.configure("paceline-api")
+    traces.configure("paceline-api")
     app = create_app(build(settings, pool_size=int(os.environ.get(THREADS, "16")), name="paceline api"))
     set_aside_what_stays()
     return app

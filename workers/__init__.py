@@ -5,6 +5,7 @@ store       PostgreSQL, the truth: one named statement per transition
 channels    the upstream platforms, each behind one small protocol
 wakeups     which account has something to do, and when: Redis
 services    the use cases, composed of the above
-pacer, reconciler, tasks    what runs them
+engine      what runs them: worker and pacer processes, Celery, the reconciler
+telemetry   metrics, logs and traces
 bootstrap   the one place where adapters are built from settings
 """

@@ -23,7 +23,7 @@ from workers.services.senders import Senders
 from workers.services.submit import Submitter
 from workers.settings import Settings
 from workers.store.session import Database
-from workers.telemetry import begin_at_zero
+from workers.telemetry.metrics import begin_at_zero
 from workers.wakeups import Wakeups
 
 SENDERS = 512

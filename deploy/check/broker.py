@@ -7,7 +7,7 @@ import redis
 
 from deploy.check.redis import Server
 from deploy.check.rules import Finding, Level
-from workers.celery_app import app
+from workers.engine.celery_app import app
 from workers.settings import Settings
 
 WHAT = "Celery's broker"

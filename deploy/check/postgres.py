@@ -19,8 +19,8 @@ from deploy.check.settings import DAY_S
 from workers.bootstrap import build
 from workers.credentials import Vault, is_sealed
 from workers.domain.errors import StoreUnavailable, Unreadable
-from workers.presence import BEAT_S
-from workers.processes import PACERS_POOL_SIZE, POOL_SIZE
+from workers.engine.presence import BEAT_S
+from workers.engine.processes import PACERS_POOL_SIZE, POOL_SIZE
 from workers.settings import Settings
 from workers.store import accounts, migrations
 from workers.store.accounts import Account

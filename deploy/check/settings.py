@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 from api.app import create_app
 from deploy.check.rules import Remark, Rules, fail, warn
 from workers.bootstrap import build
-from workers.celery_app import app as celery_app
-from workers.processes import POOL_SIZE
+from workers.engine.celery_app import app as celery_app
+from workers.engine.processes import POOL_SIZE
 from workers.services.dispatch import DRAIN_FOR_S
 from workers.settings import BadSetting, Settings
 

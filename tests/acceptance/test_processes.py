@@ -16,7 +16,7 @@ from deploy.servers import Servers
 from deploy.stack import Stack
 from tests.acceptance.conftest import Api, await_arrivals, judge, upstream
 from tests.servers.debian import DebianServers
-from workers.reconciler import PERIOD_S
+from workers.engine.reconciler import PERIOD_S
 
 pytestmark = pytest.mark.acceptance
 

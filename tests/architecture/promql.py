@@ -13,7 +13,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.utils import floatToGoString
 
 from api.operations import GAUGES
-from workers import telemetry
+from workers.telemetry import metrics
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -66,7 +66,7 @@ def exposed() -> dict[str, set[str]]:
 
 
 def declared() -> list[MetricWrapperBase]:
-    return [metric for metric in vars(telemetry).values() if isinstance(metric, MetricWrapperBase)]
+    return [metric for metric in vars(metrics).values() if isinstance(metric, MetricWrapperBase)]
 
 
 def bounds() -> dict[str, set[str]]:

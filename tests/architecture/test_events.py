@@ -29,7 +29,7 @@ WAKES = {"wake", "try_wake", "try_wake_many", "wake_all"}
 NO_MOVE = {
     "workers.services.dispatch": "a full drain has another one started beside it",
     "workers.services.recovery": "an account whose wake-up was lost",
-    "workers.reconciler": "the same, of all accounts",
+    "workers.engine.reconciler": "the same, of all accounts",
 }
 """Modules that wake an account for another reason than a move."""
 MAY = ("workers.services.publish", "workers.wakeups", "workers.telemetry")
@@ -39,9 +39,9 @@ def consequences(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Where a module counts, logs or wakes: the line, and what it does."""
     for node in ast.walk(tree):
         match node:
-            case ast.Attribute(value=ast.Name(id="telemetry"), attr=name) if name in COUNTERS:
+            case ast.Attribute(value=ast.Name(id="metrics"), attr=name) if name in COUNTERS:
                 yield node.lineno, f"counts {name}"
-            case ast.ImportFrom(module="workers.telemetry", names=names):
+            case ast.ImportFrom(module="workers.telemetry.metrics", names=names):
                 for alias in names:
                     if alias.name in COUNTERS:
                         yield node.lineno, f"counts {alias.name}"
@@ -64,8 +64,8 @@ def test_only_publish_counts_logs_and_wakes_for_a_move(module: str) -> None:
 
 def test_the_test_above_sees_what_it_looks_for() -> None:
     code = """
-from workers.telemetry import messages_processed
-telemetry.attempts.labels("x").inc()
+from workers.telemetry.metrics import messages_processed
+metrics.attempts.labels("x").inc()
 log.info("message_sent", x=1)
 self.wakeups.try_wake("a")
 """

@@ -12,61 +12,59 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# deploy → api → workers → ratelimit. Inside workers: tasks, pacer → services → domain, and store, channels → domain.
+# deploy → api → workers → ratelimit. Inside workers: engine → services → domain, and store, channels → domain.
 # A room may import itself and what stands after it here; a name longer than a module is that one name of it.
 MAY_IMPORT = {
     "deploy": "api workers ratelimit",
-    "api": "workers.bootstrap workers.settings workers.services workers.domain workers.telemetry workers.counts"
-    " workers.encoding workers.tracing ratelimit"
+    "api": "workers.bootstrap workers.settings workers.services workers.domain workers.telemetry workers.encoding"
+    " ratelimit"
     # What comes back as it is: filters, the dict that a row is, an account.
     " workers.store.queries workers.store.audit.AuditFilter workers.store.session.Row workers.store.accounts.Account",
-    # processes, from start to end
-    "workers.processes": "workers",
-    "workers.tasks": "workers.celery_app workers.services workers.wakeups.PUBLICATION workers.domain workers.telemetry"
-    " ratelimit",
-    "workers.pacer": "workers.services workers.wakeups workers.domain workers.telemetry workers.health workers.clock"
-    " ratelimit",
-    "workers.reconciler": "workers.bootstrap workers.services workers.store workers.domain workers.telemetry"
+    # what runs the services; its modules each know only their own part
+    "workers.engine": "",
+    "workers.engine.processes": "workers",
+    "workers.engine.tasks": "workers.engine.celery_app workers.services workers.wakeups.PUBLICATION workers.domain"
+    " workers.telemetry ratelimit",
+    "workers.engine.pacer": "workers.services workers.wakeups workers.domain workers.telemetry workers.clock ratelimit",
+    "workers.engine.reconciler": "workers.bootstrap workers.services workers.store workers.domain workers.telemetry"
     " workers.clock ratelimit",
-    "workers.celery_app": "celeryconfig",
-    "workers.consumer": "",
+    "workers.engine.presence": "workers.store.session workers.store.glance workers.wakeups workers.telemetry ratelimit",
+    "workers.engine.celery_app": "celeryconfig",
+    "workers.engine.consumer": "",
     "celeryconfig": "",
     # the composition root
     "workers.bootstrap": "workers.services workers.store workers.channels workers.wakeups workers.domain"
     " workers.settings workers.credentials workers.telemetry ratelimit",
     # what happens
-    "workers.services": "workers.store workers.channels.base workers.wakeups workers.presence workers.domain"
-    " workers.credentials workers.telemetry workers.tracing workers.clock ratelimit",
+    "workers.services": "workers.store workers.channels.base workers.wakeups workers.domain workers.credentials"
+    " workers.telemetry workers.clock ratelimit",
     # the outside, each room knowing only its own part of it
     "workers.store": "workers.domain workers.encoding ratelimit",
     "workers.encoding": "",
     "workers.channels": "workers.channels.http workers.domain workers.clock",
     "workers.channels.http": "workers.clock",
     "workers.wakeups": "workers.telemetry ratelimit",
-    "workers.presence": "workers.store.session workers.store.glance workers.wakeups workers.telemetry ratelimit",
     # what knows nobody
     "workers.settings": "workers.domain workers.credentials ratelimit",
-    "workers.tracing": "workers.settings",
     "workers.credentials": "workers.domain",
-    "workers.telemetry": "workers.counts workers.tracing workers.domain",
-    "workers.counts": "workers.health",
-    "workers.health": "workers.clock",
+    "workers.telemetry": "workers.domain workers.clock",
+    "workers.telemetry.traces": "workers.settings",
     "workers.clock": "",
     "workers.domain": "",
     "ratelimit": "",
 }
 
 LIVES_IN = {
-    "celery": "workers.celery_app workers.consumer workers.tasks workers.pacer workers.processes",
-    "kombu": "workers.pacer workers.processes deploy",
+    "celery": "workers.engine",
+    "kombu": "workers.engine deploy",
     "redis": "ratelimit workers.wakeups workers.bootstrap deploy",
-    "psycopg": "workers.store workers.presence deploy",
+    "psycopg": "workers.store workers.engine.presence deploy",
     "sqlalchemy": "workers.store deploy",
     "alembic": "workers.store.migrations",
     "orjson": "workers.encoding",
     "httptools": "workers.channels",
     "cryptography": "workers.credentials api.auth",
-    "opentelemetry": "workers.tracing",
+    "opentelemetry": "workers.telemetry.traces",
     "flask": "api deploy",
     "flask_jwt_extended": "api",
     "marshmallow": "api",
@@ -131,11 +129,11 @@ def test_composition_root_builds_every_adapter() -> None:
         ("workers.store.messages", "def claim():\n    from workers.services import dispatch"),
         ("workers.services.dispatch", "from workers.channels.onlyfans import OnlyFans"),
         ("workers.services.dispatch", "from .. import bootstrap"),
-        ("workers.tasks", "from workers.store import messages"),
-        ("workers.pacer", "if TYPE_CHECKING:\n    from api.app import create_app"),
+        ("workers.engine.tasks", "from workers.store import messages"),
+        ("workers.engine.pacer", "if TYPE_CHECKING:\n    from api.app import create_app"),
         ("api.messaging", "from workers.store.session import Database"),
-        ("api.messaging", "from workers import tasks"),
-        ("api.messaging", "from importlib import import_module\nimport_module('workers.tasks')"),
+        ("api.messaging", "from workers.engine import tasks"),
+        ("api.messaging", "from importlib import import_module\nimport_module('workers.engine.tasks')"),
         ("workers.settings", "import deploy"),
     ],
 )

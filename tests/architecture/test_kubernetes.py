@@ -22,9 +22,10 @@ import yaml
 from deploy import monitoring
 from deploy.cli import paceline
 from tests.architecture import promql
-from workers import telemetry
-from workers.health import Pulse, beside
 from workers.settings import Settings, variables
+from workers.telemetry import metrics
+from workers.telemetry.exposition import beside
+from workers.telemetry.pulse import Pulse
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
@@ -364,7 +365,7 @@ def test_workers_are_scaled_by_a_metric_that_exists() -> None:
     if KUBECTL:
         assert "replicas" not in WORKLOADS[target]["spec"], "an apply would undo the autoscaler's work"
     query = next(t["metadata"]["query"] for t in scaled["spec"]["triggers"] if t["type"] == "prometheus")
-    (metric,) = telemetry.dispatch_delay.collect()
+    (metric,) = metrics.dispatch_delay.collect()
     buckets = {sample.labels.get("le") for sample in metric.samples}
     assert set(re.findall(r"paceline_\w+?(?=_count|_bucket)", query)) == {metric.name}
     assert set(re.findall(r'le="([^"]+)"', query)) <= buckets

@@ -15,7 +15,7 @@ from tests.bench.processes import clean_up_on_sigterm
 from tests.bench.report import commit, machine, markdown, show, write
 from tests.bench.runner import run
 from tests.bench.stage import Stage
-from workers.telemetry import configure_logging
+from workers.telemetry.logs import configure_logging
 
 THEMES = ("tokens", "accept", "dispatch", "store", "lateness", "waiting", "neighbours", "memory")
 

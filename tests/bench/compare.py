@@ -35,7 +35,7 @@ from tests.bench.processes import clean_up_on_sigterm
 from tests.bench.report import markdown_table, number, write
 from tests.bench.rivals import CELERY_LIMITS, CELERY_RATE, DRAMATIQ
 from tests.bench.stage import Stage
-from workers.telemetry import configure_logging
+from workers.telemetry.logs import configure_logging
 
 ACCOUNTS, EACH = 5, 50
 MESSAGES = ACCOUNTS * EACH

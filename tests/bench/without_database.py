@@ -27,7 +27,7 @@ from api.endpoint import endpoint
 from workers.bootstrap import build
 from workers.settings import Settings
 from workers.store.session import Database, Row
-from workers.telemetry import configure_logging
+from workers.telemetry.logs import configure_logging
 
 VALIDATE = "/validate/bulk"
 

@@ -192,7 +192,7 @@ FORGED = 'x\r\n2001-01-01T00:00:00Z [info     ] forged\n{"event": "forged"}\x1b[
 SAY = """
 import logging, sys
 import structlog
-from workers.telemetry import configure_logging
+from workers.telemetry.logs import configure_logging
 
 configure_logging(sys.argv[1])
 forged, content = sys.argv[2], "words that are nobody's business"

@@ -23,8 +23,8 @@ from api.app import create_app
 from api.auth import Role, issue_token
 from tests.conftest import SECRET
 from workers.bootstrap import Adapters, build
-from workers.counts import may_see
 from workers.settings import BadSetting, Settings
+from workers.telemetry.exposition import may_see
 
 STATUS = "/api/onlyfans/messaging/status"
 KEYS: dict[str, Any] = {

@@ -8,9 +8,9 @@ from kombu.exceptions import OperationalError
 
 from deploy.stack import free_port
 from workers.bootstrap import Adapters
-from workers.celery_app import app
-from workers.consumer import Consumer
-from workers.pacer import Pacer
+from workers.engine.celery_app import app
+from workers.engine.consumer import Consumer
+from workers.engine.pacer import Pacer
 from workers.wakeups import PUBLICATION
 
 

@@ -14,12 +14,12 @@ import pytest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from deploy.stack import free_port
-from workers import counts
-from workers.counts import DIRECTORY, Slots
+from workers.telemetry import exposition
+from workers.telemetry.counts import DIRECTORY, Slots
 
 COUNTING = """
 import sys
-from workers import telemetry
+from workers.telemetry import metrics
 for line in sys.stdin:
     exec(line)
     print("done", flush=True)
@@ -74,22 +74,22 @@ def files(directory: Path) -> list[str]:
 
 def test_counts_of_several_processes_add_up_and_outlive_them(tmp_path: Path, start: Callable[[], Process]) -> None:
     one, other = start(), start()
-    one("telemetry.rescued.inc(2)")
-    other("telemetry.rescued.inc(3)")
+    one("metrics.rescued.inc(2)")
+    other("metrics.rescued.inc(3)")
     assert told(tmp_path)["paceline_rescued_total"] == 5
     one.kill()
     assert told(tmp_path)["paceline_rescued_total"] == 5
     successor = start()
-    successor("telemetry.rescued.inc()")
+    successor("metrics.rescued.inc()")
     assert told(tmp_path)["paceline_rescued_total"] == 6
 
 
 def test_restarts_leave_no_files_behind(tmp_path: Path, start: Callable[[], Process]) -> None:
     lives = start()
-    lives("telemetry.rescued.inc()")
+    lives("metrics.rescued.inc()")
     for _ in range(3):
         process = start()
-        process("telemetry.rescued.inc(); telemetry.pacer_lag.set(1)")
+        process("metrics.rescued.inc(); metrics.pacer_lag.set(1)")
         process.kill()
     assert files(tmp_path) == [
         f"{kind}_{slot}.db" for kind in ("counter", "gauge_livemax", "histogram") for slot in (1, 2)
@@ -99,8 +99,8 @@ def test_restarts_leave_no_files_behind(tmp_path: Path, start: Callable[[], Proc
 
 def test_what_a_process_said_of_itself_ends_with_it(tmp_path: Path, start: Callable[[], Process]) -> None:
     late, other = start(), start()
-    late("telemetry.pacer_lag.set(9)")
-    other("telemetry.pacer_lag.set(1)")
+    late("metrics.pacer_lag.set(9)")
+    other("metrics.pacer_lag.set(1)")
     assert told(tmp_path)["paceline_pacer_lag_seconds"] == 9
     late.kill()
     assert told(tmp_path)["paceline_pacer_lag_seconds"] == 1
@@ -110,17 +110,17 @@ def test_what_a_process_said_of_itself_ends_with_it(tmp_path: Path, start: Calla
 
 def test_a_successor_says_nothing_of_its_predecessors(tmp_path: Path, start: Callable[[], Process]) -> None:
     late = start()
-    late("telemetry.pacer_lag.set(9)")
+    late("metrics.pacer_lag.set(9)")
     late.kill()
-    start()("telemetry.rescued.inc()")  # nobody has asked in between
+    start()("metrics.rescued.inc()")  # nobody has asked in between
     assert told(tmp_path)["paceline_pacer_lag_seconds"] == 0
 
 
 def test_a_forked_process_has_a_slot_of_its_own(tmp_path: Path, start: Callable[[], Process]) -> None:
     parent = start()
-    parent("telemetry.rescued.inc()")
-    parent("import os; child = os.fork() or [telemetry.rescued.inc(), os._exit(0)]; os.waitpid(child, 0)")
-    parent("telemetry.rescued.inc()")
+    parent("metrics.rescued.inc()")
+    parent("import os; child = os.fork() or [metrics.rescued.inc(), os._exit(0)]; os.waitpid(child, 0)")
+    parent("metrics.rescued.inc()")
     assert told(tmp_path)["paceline_rescued_total"] == 3
 
 
@@ -142,14 +142,14 @@ def status(port: int, headers: Mapping[str, str] | None = None) -> int:
 
 
 def test_the_token_guards_the_port(port: int) -> None:
-    counts.serve(port, "let me see")
+    exposition.serve(port, "let me see")
     assert status(port, {"Authorization": "Bearer let me see"}) == 200
     for wrong in ({}, {"Authorization": "let me see"}, {"Authorization": "Bearer let me"}):
         assert status(port, wrong) == 401
 
 
 def test_without_a_token_it_is_open(port: int) -> None:
-    counts.serve(port, None)
+    exposition.serve(port, None)
     assert status(port) == 200
 
 
@@ -158,4 +158,4 @@ def test_a_port_that_is_taken_says_so(port: int) -> None:
         taken.bind(("0.0.0.0", port))
         taken.listen()
         with pytest.raises(RuntimeError, match=f"METRICS_PORT={port} cannot be served .*each worker and pacer"):
-            counts.serve(port, None)
+            exposition.serve(port, None)

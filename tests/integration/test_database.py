@@ -17,12 +17,13 @@ import sqlalchemy
 from sqlalchemy.dialects import postgresql
 
 from deploy.servers import Servers
-from workers import presence as presence_module
 from workers.bootstrap import Adapters
 from workers.domain.errors import StoreUnavailable
-from workers.presence import LOCK_CLASS, Presence, living
+from workers.engine import presence as presence_module
+from workers.engine.presence import Presence
 from workers.services.submit import Receipt
 from workers.store import queries, session
+from workers.store.glance import LOCK_CLASS, living
 from workers.store.queries import FailureFilter
 from workers.store.session import Connection, Database
 

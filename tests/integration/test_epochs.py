@@ -20,7 +20,7 @@ from ratelimit import Limits
 from tests.conftest import ALICE
 from tests.servers.address import Address
 from workers.bootstrap import Adapters, build
-from workers.reconciler import Reconciler
+from workers.engine.reconciler import Reconciler
 from workers.services import epochs as service
 from workers.services.epochs import NOTE_EVERY_S, Keeper
 from workers.services.recovery import rebuild_tokens

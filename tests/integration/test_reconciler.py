@@ -10,11 +10,11 @@ import pytest
 from ulid import ULID
 
 from ratelimit import Limits
-from workers import reconciler
 from workers.bootstrap import Adapters
 from workers.domain.errors import StoreUnavailable
 from workers.domain.state import OVER, State
-from workers.reconciler import Reconciler
+from workers.engine import reconciler
+from workers.engine.reconciler import Reconciler
 from workers.services import epochs, recovery
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
@@ -145,7 +145,7 @@ def test_each_step_asks_for_itself_when_the_one_question_gets_no_answer(
     def unanswered(_: object) -> None:
         raise StoreUnavailable("PostgreSQL did not answer: canceling statement due to statement timeout")
 
-    monkeypatch.setattr(reconciler, "look", unanswered)
+    monkeypatch.setattr(reconciler, "glance", unanswered)
     for recipient in ("fan-1", "fan-2"):
         submit(recipient, expires_at=datetime.now(UTC) + timedelta(hours=1))
     adapters.db.all("UPDATE messages SET expires_at = now() WHERE recipient_id = 'fan-1'")

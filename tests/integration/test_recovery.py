@@ -37,7 +37,7 @@ from workers.domain.decisions import (
 from workers.domain.errors import StoreUnavailable
 from workers.domain.events import LateAnswer, Proved, Sent, Stale
 from workers.domain.outcome import Blame, Outcome, OutcomeKind
-from workers.presence import Presence, living
+from workers.engine.presence import Presence
 from workers.services import recovery
 from workers.services.dispatch import WIDTH, Dispatcher, drain_name
 from workers.services.recovery import (
@@ -51,6 +51,7 @@ from workers.services.recovery import (
 from workers.services.settle import Settlement, settle
 from workers.services.submit import Receipt
 from workers.store import accounts, messages, queries
+from workers.store.glance import living
 from workers.store.session import Database
 
 Submit = Callable[..., Receipt]

@@ -9,10 +9,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from deploy.sandbox import Fault, Sandbox
-from workers import tracing
 from workers.bootstrap import Adapters
 from workers.services.dispatch import Dispatcher
 from workers.settings import BadSetting
+from workers.telemetry import traces
 
 CALLERS = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SEND = "/api/onlyfans/messaging/send"
@@ -24,9 +24,9 @@ def spans() -> Iterator[Callable[[], list[ReadableSpan]]]:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    tracing.use(provider)
+    traces.use(provider)
     yield exporter.get_finished_spans
-    tracing.use(None)
+    traces.use(None)
 
 
 def post(client: FlaskClient, headers: dict[str, str]) -> str:
@@ -91,9 +91,9 @@ def test_untraced_messages_keep_no_trace(
 
 def test_it_is_asked_for_by_opentelemetrys_own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     named = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
-    assert not tracing.wanted({})
-    assert tracing.wanted(named)
-    assert not tracing.wanted(named | {"OTEL_SDK_DISABLED": "true"})
-    monkeypatch.setattr(tracing, "trace", None)
+    assert not traces.wanted({})
+    assert traces.wanted(named)
+    assert not traces.wanted(named | {"OTEL_SDK_DISABLED": "true"})
+    monkeypatch.setattr(traces, "trace", None)
     with pytest.raises(BadSetting, match=r"OTEL_EXPORTER_OTLP_ENDPOINT=.*paceline\[otel\]"):
-        tracing.wanted(named)
+        traces.wanted(named)

@@ -8,7 +8,7 @@ import pytest
 from deploy.check import clock, postgres
 from deploy.check.rules import Finding, Level
 from deploy.check.settings import Configuration, is_loopback, rules
-from workers.celery_app import app as celery_app
+from workers.engine.celery_app import app as celery_app
 from workers.settings import Settings
 
 ENOUGH = {

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from workers.health import STALE_S, Pulse, beside
+from workers.telemetry.exposition import beside
+from workers.telemetry.pulse import STALE_S, Pulse
 
 
 class Clock:

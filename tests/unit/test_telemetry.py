@@ -6,7 +6,7 @@ import sys
 import pytest
 
 SCRIPT = """
-from workers.telemetry import configure_logging, logger
+from workers.telemetry.logs import configure_logging, logger
 configure_logging("{log_format}")
 log = logger("a.b")
 log.info("first")

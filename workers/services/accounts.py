@@ -17,7 +17,7 @@ from workers.store import accounts, audit, budgets, messages
 from workers.store.accounts import Account
 from workers.store.queries import Scope
 from workers.store.session import Connection, Database
-from workers.telemetry import logger
+from workers.telemetry.logs import logger
 
 log = logger(__name__)
 

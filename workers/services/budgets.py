@@ -17,7 +17,7 @@ from workers.domain.errors import Unreadable
 from workers.store import accounts, budgets
 from workers.store.accounts import Account
 from workers.store.session import Connection, Database, Row
-from workers.telemetry import logger
+from workers.telemetry.logs import logger
 
 log = logger(__name__)
 

@@ -28,7 +28,6 @@ import structlog
 
 from ratelimit import Limits, Tokens, TokensUnavailable
 from ratelimit.tokens import NOWHERE, START_WITHIN_S
-from workers import telemetry, tracing
 from workers.channels.base import Channel, Sender
 from workers.clock import monotonic_s
 from workers.credentials import Vault
@@ -45,7 +44,8 @@ from workers.services.settle import RESTS, Settled, Settlement, settle
 from workers.store import accounts, messages
 from workers.store.accounts import Account
 from workers.store.session import Connection, Database
-from workers.telemetry import logger
+from workers.telemetry import metrics, traces
+from workers.telemetry.logs import logger
 from workers.wakeups import DRAIN_LEASE_S, Wakeups
 
 WIDTH = 256
@@ -265,7 +265,7 @@ class _Drain:
         gave_back = bool(self._returned or self._refunded)
         self._returned, self._refunded = {}, []
         if grant.overshoot:
-            telemetry.limit_overshoot.inc(grant.overshoot)
+            metrics.limit_overshoot.inc(grant.overshoot)
             log.error("limit_overshoot", account_id=self._account.id, uses=grant.overshoot)
         if grant.lost:
             self._report_loss()
@@ -383,7 +383,7 @@ class _Drain:
         # before the loan ends (`Settings.lease_s`), so no byte leaves without a token.
         start_by_s = borrowed_s + START_WITHIN_S
         for claim in claims:
-            telemetry.dispatch_delay.observe(max(0.0, min(claim.due_s, free_s)))
+            metrics.dispatch_delay.observe(max(0.0, min(claim.due_s, free_s)))
         if claims:
             self._.senders.start([self._send(claim, start_by_s) for claim in claims])
         self._out |= {claim.token: claim for claim in claims}
@@ -395,7 +395,7 @@ class _Drain:
         told an outcome: it waits for one."""
         structlog.contextvars.bind_contextvars(**claim.ids)  # in a context of its own
         try:
-            with tracing.span("send", kind="CLIENT", parent=claim.traceparent, attributes=claim.ids) as span:
+            with traces.span("send", kind="CLIENT", parent=claim.traceparent, attributes=claim.ids) as span:
                 outcome = await self._ask_channel(claim, start_by_s)
                 span |= {"outcome": str(outcome.kind), "http.response.status_code": outcome.http_status}
         except asyncio.CancelledError:
@@ -449,7 +449,7 @@ class _Drain:
         )
         self._heed(decision)
         if outcome.left:
-            telemetry.send_latency.labels(self._channel.name).observe(outcome.latency_s)
+            metrics.send_latency.labels(self._channel.name).observe(outcome.latency_s)
             known_s = self._.latency_s.get(self._account.id, outcome.latency_s)
             self._.latency_s[self._account.id] = known_s + _SMOOTHING * (outcome.latency_s - known_s)
         return Settlement(

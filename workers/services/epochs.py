@@ -19,7 +19,7 @@ from workers.clock import monotonic_s
 from workers.store import epochs
 from workers.store.epochs import Epoch
 from workers.store.session import Database
-from workers.telemetry import logger
+from workers.telemetry.logs import logger
 
 OBJECT_WITHIN_S = 1.5
 """Whoever talks to the epoch's server looks this often, at least, whether another one asks to take over."""

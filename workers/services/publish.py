@@ -9,14 +9,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from workers import telemetry
 from workers.domain import events
 from workers.domain.actor import PACELINE
 from workers.domain.decisions import DeferralReason
 from workers.domain.events import Event
 from workers.domain.outcome import Outcome, OutcomeKind
 from workers.domain.state import State
-from workers.telemetry import logger
+from workers.telemetry import metrics
+from workers.telemetry.logs import logger
 from workers.wakeups import Wakeups
 
 log = logger(__name__)
@@ -49,17 +49,17 @@ def _count(event: Event) -> None:
         case events.Started() | events.Stale():
             pass
         case events.Accepted(channel=channel):
-            telemetry.messages_accepted.labels(channel).inc()
+            metrics.messages_accepted.labels(channel).inc()
         case events.AcceptedTogether(shares=shares):
             for share in shares:
-                telemetry.messages_accepted.labels(share.channel).inc(share.count)
+                metrics.messages_accepted.labels(share.channel).inc(share.count)
         case events.Sent(outcome=outcome, waited_s=waited_s, estimate_error_s=error_s):
             _count_attempt(outcome)
             _count_end("sent")
             if waited_s is not None:
-                telemetry.queue_wait.observe(waited_s)
+                metrics.queue_wait.observe(waited_s)
             if error_s is not None:
-                telemetry.estimate_error.observe(error_s)
+                metrics.estimate_error.observe(error_s)
         case events.Proved(outcome=outcome):
             _count_attempt(outcome)
             _count_end("sent")
@@ -71,13 +71,13 @@ def _count(event: Event) -> None:
         case events.LookupBegun(outcome=outcome):
             _count_attempt(outcome)
         case events.Deferred(reason=reason, channel=channel):
-            telemetry.deferrals.labels(str(reason)).inc()
+            metrics.deferrals.labels(str(reason)).inc()
             if reason is DeferralReason.THROTTLED:
-                telemetry.upstream_throttled.labels(channel).inc()
+                metrics.upstream_throttled.labels(channel).inc()
         case events.TakenBack(count=count):
-            telemetry.deferrals.labels(str(DeferralReason.INTERRUPTED)).inc(count)
+            metrics.deferrals.labels(str(DeferralReason.INTERRUPTED)).inc(count)
         case events.Rescued():
-            telemetry.rescued.inc()
+            metrics.rescued.inc()
         case events.LookedUp(state=State.SENT | State.FAILED as state):
             _count_end(str(state))
         case events.Expired():
@@ -85,22 +85,22 @@ def _count(event: Event) -> None:
         case events.Cancelled() | events.Dismissed():
             _count_end("cancelled")
         case events.BatchCancelled(cancelled=cancelled):
-            telemetry.messages_processed.labels("cancelled").inc(sum(cancelled.values()))
+            metrics.messages_processed.labels("cancelled").inc(sum(cancelled.values()))
         case events.Resolved():
             _count_end("sent")
 
 
 def _count_attempt(outcome: Outcome) -> None:
     if outcome.withheld:  # nothing left: a deferral, whatever became of the message
-        telemetry.deferrals.labels(str(DeferralReason.WITHHELD)).inc()
+        metrics.deferrals.labels(str(DeferralReason.WITHHELD)).inc()
         return
-    telemetry.attempts.labels(str(outcome.kind)).inc()
+    metrics.attempts.labels(str(outcome.kind)).inc()
     if outcome.kind is OutcomeKind.UNKNOWN:
-        telemetry.outcome_unknown.inc()
+        metrics.outcome_unknown.inc()
 
 
 def _count_end(outcome: str) -> None:
-    telemetry.messages_processed.labels(outcome).inc()
+    metrics.messages_processed.labels(outcome).inc()
 
 
 # --- logs -----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from workers.store.accounts import Account, Standing
 from workers.store.audit import AuditFilter
 from workers.store.queries import FailureFilter, MessageFilter, Scope
 from workers.store.session import Database, Row
-from workers.telemetry import logger
+from workers.telemetry.logs import logger
 from workers.wakeups import EXPECTED_LATENCY_S, Wakeups
 
 _WAIT = "messages are accepted, and wait until it is back"

@@ -36,14 +36,13 @@ from workers.domain.events import LookedUp, Rescued, Stale
 from workers.domain.lookup import Evidence, Finding, History, compare
 from workers.domain.outcome import Outcome, OutcomeKind
 from workers.domain.state import State
-from workers.presence import LOCK_CLASS, living
 from workers.services.publish import Publisher
 from workers.services.settle import Settlement, settle
 from workers.store import accounts, budgets, messages, queries
 from workers.store.epochs import Epoch
-from workers.store.glance import Glance, glance
+from workers.store.glance import LOCK_CLASS, Glance, glance, living
 from workers.store.session import Connection, Database
-from workers.telemetry import logger
+from workers.telemetry.logs import logger
 from workers.wakeups import Wakeups
 
 GRACE_S = 1.0
@@ -82,7 +81,7 @@ class Rescuer:
     def rescue(self, seen: Glance | None = None) -> int:
         """Settle every orphan as an unknown outcome. Returns how many. What has just been seen is not asked again."""
         now = monotonic_s()
-        seen = seen or look(self.db)
+        seen = seen or glance(self.db)
         if not seen.living:  # at least the pacer that this runs in should be there
             self.all_lost_s = now
         orphans = messages.find_orphans(self.db, grace_s=GRACE_S, lock_class=LOCK_CLASS) if seen.under_way else []
@@ -140,11 +139,6 @@ class Departures:
             log.info("processes_gone", processes=sorted(gone))
         self.present = present  # not before: should Redis be away, they are noticed again
         return len(gone)
-
-
-def look(db: Database) -> Glance:
-    """Whether there is anything for `Departures`, `Rescuer`, `expire` or `verify` to do."""
-    return glance(db, LOCK_CLASS)
 
 
 def rebuild_tokens(

@@ -22,7 +22,7 @@ from workers.store import accounts, messages, queries
 from workers.store.accounts import Account, LineAhead, Standing
 from workers.store.messages import Accepted
 from workers.store.session import Database
-from workers.telemetry import logger
+from workers.telemetry.logs import logger
 from workers.wakeups import EXPECTED_LATENCY_S, Wakeups
 
 log = logger(__name__)

@@ -7,15 +7,17 @@ from workers.store import epochs
 from workers.store.epochs import Epoch
 from workers.store.session import Database
 
-LIVING = """
+LOCK_CLASS = 0x7061_6365
+"""First half of the key of the advisory lock that each worker and pacer holds ("pace"); the second is its number."""
+
+_LIVING = f"""
 SELECT objid::int AS number FROM pg_locks
-WHERE locktype = 'advisory' AND classid = %(lock_class)s AND objsubid = 2 AND granted
+WHERE locktype = 'advisory' AND classid = {LOCK_CLASS} AND objsubid = 2 AND granted
   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
-"""Whose lock of this class is held, by its number."""
 
 _GLANCE = f"""
-SELECT ARRAY({LIVING}) AS living,
+SELECT ARRAY({_LIVING}) AS living,
        pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS written,
        EXISTS (SELECT FROM attempts WHERE outcome IS NULL) AS under_way,
        EXISTS (SELECT FROM messages WHERE expires_at IS NOT NULL AND state IN ('scheduled', 'held', 'queued')
@@ -40,8 +42,14 @@ class Glance:
     epoch: Epoch
 
 
-def glance(db: Database, lock_class: int) -> Glance:
-    row = db.one(_GLANCE, {"lock_class": lock_class})
+def living(db: Database) -> frozenset[int]:
+    """The numbers of the workers and pacers that hold their locks."""
+    return frozenset(row["number"] for row in db.all(_LIVING))
+
+
+def glance(db: Database) -> Glance:
+    """What there is to put right, asked with one query."""
+    row = db.one(_GLANCE)
     assert row is not None
     epoch = epochs.epoch({name: row.pop(name) for name in epochs.COLUMNS.split(", ")})
     return Glance(**row | {"living": frozenset(row["living"]), "epoch": epoch})

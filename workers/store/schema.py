@@ -202,7 +202,7 @@ class Attempt(Base):
     number: Mapped[int]
     token: Mapped[str]
     worker: Mapped[int]
-    """The claiming process, as `workers.presence` numbers it."""
+    """The claiming process, as `workers.engine.presence` numbers it."""
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     deadline_at: Mapped[datetime]
     """The end of the token's loan: nothing leaves later."""

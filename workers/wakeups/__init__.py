@@ -14,7 +14,7 @@ import redis
 from ratelimit import TokensUnavailable
 from ratelimit.connection import answered, script
 from ratelimit.limits import MICROSECONDS, to_us
-from workers.telemetry import logger
+from workers.telemetry.logs import logger
 
 PUBLISHED_FOR_S = 3.0
 """A drain task that has not begun this long after it was published counts as lost."""

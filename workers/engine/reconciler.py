@@ -13,10 +13,10 @@ from workers.bootstrap import Adapters
 from workers.clock import monotonic_s
 from workers.domain.errors import StoreUnavailable
 from workers.services.epochs import Keeper
-from workers.services.recovery import DEAD_FOR_S, Departures, Overlooked, expire, look, rebuild_tokens
+from workers.services.recovery import DEAD_FOR_S, Departures, Overlooked, expire, rebuild_tokens
 from workers.store import accounts, audit, epochs, messages
-from workers.store.glance import Glance
-from workers.telemetry import logger
+from workers.store.glance import Glance, glance
+from workers.telemetry.logs import logger
 
 PERIOD_S = 1.0
 LOOK_S = 0.2
@@ -150,7 +150,7 @@ class Reconciler:
         """One question for most steps of a round: where it says that there is nothing to do, they ask no more. Should
         it get no answer, each asks for itself."""
         self._seen = None
-        self._seen = look(self._a.db)
+        self._seen = glance(self._a.db)
         return self._note_gone(self._seen.living)
 
     def _note_gone(self, present: frozenset[int] | None = None) -> int:

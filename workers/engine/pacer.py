@@ -12,10 +12,10 @@ from celery.beat import Scheduler
 from kombu.exceptions import BatchPublishError, OperationalError
 
 from ratelimit import TokensUnavailable
-from workers import telemetry
 from workers.clock import monotonic_s
-from workers.health import pulse
-from workers.telemetry import logger
+from workers.telemetry import metrics
+from workers.telemetry.logs import logger
+from workers.telemetry.pulse import pulse
 from workers.wakeups import PUBLICATION, Due, Nudges, Wakeups
 
 AT_ONCE = 500
@@ -44,7 +44,7 @@ class Pacer(Scheduler):
             if not self._anybody_listens(wakeups):
                 return LONGEST_SLEEP_S
             due = wakeups.take_due(AT_ONCE)
-            telemetry.pacer_lag.set(due.late_s)
+            metrics.pacer_lag.set(due.late_s)
             if due.accounts:
                 self._publish(due)
             if len(due.accounts) < AT_ONCE:

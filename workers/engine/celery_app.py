@@ -4,5 +4,5 @@ from celery import Celery
 
 import celeryconfig
 
-app = Celery("paceline", include=["workers.tasks"])
+app = Celery("paceline", include=["workers.engine.tasks"])
 app.config_from_object(celeryconfig)

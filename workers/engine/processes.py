@@ -11,16 +11,16 @@ from celery import bootsteps, signals
 from celery.beat import Service
 from kombu.exceptions import OperationalError
 
-from workers import counts, tracing
 from workers.bootstrap import Adapters, build
-from workers.celery_app import app
-from workers.health import pulse
-from workers.pacer import Pacer
-from workers.presence import Presence
-from workers.reconciler import Reconciler
+from workers.engine.celery_app import app
+from workers.engine.pacer import Pacer
+from workers.engine.presence import Presence
+from workers.engine.reconciler import Reconciler
 from workers.services.dispatch import Dispatcher
 from workers.settings import Settings
-from workers.telemetry import logger
+from workers.telemetry import exposition, traces
+from workers.telemetry.logs import logger
+from workers.telemetry.pulse import pulse
 
 PACERS_POOL_SIZE = 4
 POOL_SIZE = 16
@@ -53,7 +53,7 @@ class _Beating(bootsteps.StartStopStep):
 
 def run_worker(settings: Settings) -> None:
     """Drain accounts until SIGTERM; then finish what is in flight, within SEND_TIMEOUT_SECONDS + 5 s."""
-    tracing.configure("paceline-worker")
+    traces.configure("paceline-worker")
     _serve_metrics(settings)
     adapters = build(settings, pool_size=POOL_SIZE, name="paceline worker")
     presence = Presence("worker", settings.database_url, adapters.wakeups)
@@ -126,4 +126,4 @@ def _have_verified() -> None:
 
 def _serve_metrics(settings: Settings) -> None:
     if settings.metrics_port is not None:
-        counts.serve(settings.metrics_port, settings.metrics_token)
+        exposition.serve(settings.metrics_port, settings.metrics_token)

@@ -13,24 +13,17 @@ import threading
 import psycopg
 
 from ratelimit import TokensUnavailable
-from workers.store.glance import LIVING
-from workers.store.session import SERVER_TCP, TCP, Database
-from workers.telemetry import logger
+from workers.store.glance import LOCK_CLASS
+from workers.store.session import SERVER_TCP, TCP
+from workers.telemetry.logs import logger
 from workers.wakeups import Wakeups
 
-LOCK_CLASS = 0x7061_6365
-"""First half of the advisory lock's key ("pace"); the second is the worker's number."""
 BEAT_S = 1.0
 RETRY_S = 0.2
 """How often a process without its lock tries to take it: faster than the others call it dead."""
 ALIVE_FOR_S = 5.0
 
 log = logger(__name__)
-
-
-def living(db: Database) -> frozenset[int]:
-    """The numbers of the workers and pacers that hold their locks."""
-    return frozenset(row["number"] for row in db.all(LIVING, {"lock_class": LOCK_CLASS}))
 
 
 class Presence:

@@ -5,15 +5,12 @@ a server that is away is not to hang: a pacer goes on ticking meanwhile, and a w
 broker. A process that is stopped, or never gets the interpreter, does not answer at all.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
 from workers.clock import monotonic_s
 
 STALE_S = 60.0
 """Beats come every second. A tick may take as long as every time-out in it together; a minute is more than that."""
-
-Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class Pulse:
@@ -39,20 +36,3 @@ class Pulse:
 
 pulse = Pulse()
 """Of this process."""
-
-
-def beside(app: Wsgi, pulse: Pulse) -> Wsgi:
-    """The same application at `/metrics`, and `/healthz`, which asks for no token and tells nothing else."""
-
-    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO")
-        if path == "/metrics":
-            return app(environ, start_response)
-        if path != "/healthz":
-            start_response("404 Not Found", [("Content-Type", "text/plain")])
-            return [b"/metrics and /healthz are here\n"]
-        state = pulse.state()
-        start_response("503 Service Unavailable" if state == "hung" else "200 OK", [("Content-Type", "text/plain")])
-        return [f"{state}\n".encode()]
-
-    return answer

@@ -1,4 +1,4 @@
-"""Celery tasks: thin, and wake-ups only. What they need hangs on the application (`workers.processes`)."""
+"""Celery tasks: thin, and wake-ups only. What they need hangs on the application (`workers.engine.processes`)."""
 
 import threading
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import structlog
 
 from ratelimit import TokensUnavailable
-from workers.celery_app import app
 from workers.domain.errors import StoreUnavailable, Unreadable
+from workers.engine.celery_app import app
 from workers.services.recovery import verify as verify_due
-from workers.telemetry import logger
+from workers.telemetry.logs import logger
 from workers.wakeups import PUBLICATION
 
 VERIFIERS = threading.BoundedSemaphore(1)

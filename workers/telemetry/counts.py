@@ -1,7 +1,8 @@
 """Where a process keeps its counts, and who tells them. Every count is told at one place, so a scrape of everything
 counts nothing twice:
 
-* A worker or pacer with a METRICS_PORT keeps its counts to itself, in memory, and tells them there (`serve`).
+* A worker or pacer with a METRICS_PORT keeps its counts to itself, in memory, and tells them there
+  (`exposition.serve`).
 * All others of one machine or container, above all the processes of one API, share a directory
   (`PROMETHEUS_MULTIPROC_DIR`), and the API tells whatever is in it.
 * Without either, a process's counts are its own, and only the API tells them.
@@ -14,25 +15,16 @@ it.
 """
 
 import fcntl
-import hmac
 import itertools
 import os
-import threading
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from socketserver import ThreadingMixIn
-from typing import IO, Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from typing import IO
 
-from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app, values
+from prometheus_client import REGISTRY, CollectorRegistry, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from workers.health import beside, pulse
-
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
-"""Read once, when the first metric is defined (`workers.telemetry`)."""
-
-Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+"""Read once, when the first metric is defined (`workers.telemetry.metrics`)."""
 
 
 class Slots:
@@ -90,45 +82,3 @@ def counted() -> CollectorRegistry:
     registry = CollectorRegistry()
     MultiProcessCollector(registry)
     return registry
-
-
-def bearer_token(authorization: str) -> str | None:
-    """The token of an Authorization header; None for another scheme or none. Schemes ignore case (RFC 9110 §11.1)."""
-    scheme, _, credentials = authorization.strip().partition(" ")
-    return credentials.strip() if scheme.lower() == "bearer" else None
-
-
-def may_see(authorization: str, token: str | None) -> bool:
-    """Whether this Authorization header opens the metrics; any does, unless METRICS_TOKEN is set."""
-    return not token or hmac.compare_digest((bearer_token(authorization) or "").encode(), token.encode())
-
-
-def serve(port: int, token: str | None) -> None:
-    """Tell this process's counts, and its health, on a port, from a thread of its own, for as long as it lives."""
-    try:
-        server = make_server("", port, beside(guarded(make_wsgi_app(REGISTRY), token), pulse), _Server, _Quiet)
-    except OSError as error:
-        remedy = "each worker and pacer of a host needs its own"
-        raise RuntimeError(f"METRICS_PORT={port} cannot be served ({error.strerror}): {remedy}") from error
-    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
-
-
-def guarded(app: Wsgi, token: str | None) -> Wsgi:
-    """The same for whoever may see it; a 401 for anybody else."""
-
-    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if may_see(environ.get("HTTP_AUTHORIZATION", ""), token):
-            return app(environ, start_response)
-        start_response("401 Unauthorized", [("WWW-Authenticate", "Bearer"), ("Content-Type", "text/plain")])
-        return [b"Not authenticated\n"]
-
-    return answer
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
-class _Quiet(WSGIRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        """Scrapes are no events."""
