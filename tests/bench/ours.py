@@ -11,7 +11,7 @@ from ulid import ULID
 from deploy.stack import Stack
 from tests.bench.processes import cpu_s
 from workers.bootstrap import build
-from workers.store.messages import fold_tallies
+from workers.store.upkeep import fold_tallies
 
 # Each with a key of its own, and so with a budget of its own; unencrypted, because a key's encryption is not measured.
 _ACCOUNTS = """

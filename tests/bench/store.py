@@ -18,7 +18,9 @@ from tests.bench.stage import Stage
 from tests.bench.timing import Call, p50s, together
 from workers.bootstrap import Adapters
 from workers.domain.actor import Actor
-from workers.store import messages
+from workers.domain.message import Claim
+from workers.store.claims import claim_next
+from workers.store.session import Connection
 
 ACCOUNTS = 10_000
 SHORT, SHORT_ACCOUNTS = 1000, 10
@@ -156,9 +158,9 @@ class Claimer:
         """Seconds."""
         account = self._random.choice(self._accounts)
 
-        def work(c: messages.Connection) -> tuple[float, list[messages.Claim] | None]:
+        def work(c: Connection) -> tuple[float, list[Claim] | None]:
             began_s = time.perf_counter()
-            claims = messages.claim_next(c, account, ["token"], 1, LEASE_S, origin=self._origin)
+            claims = claim_next(c, account, ["token"], 1, LEASE_S, origin=self._origin)
             return time.perf_counter() - began_s, claims
 
         took_s, claims = self._adapters.db.transaction(work)

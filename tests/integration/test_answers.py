@@ -22,7 +22,8 @@ from workers.services.queries import Dossier
 from workers.services.recovery import verify
 from workers.services.settle import Settlement, settle
 from workers.services.submit import Receipt
-from workers.store import accounts, audit, messages
+from workers.store import accounts, audit, lookups
+from workers.store.claims import claim_next
 from workers.store.session import Connection
 
 Submit = Callable[..., Receipt]
@@ -181,7 +182,7 @@ def test_a_probe_cut_short_by_this_process_says_nothing_of_the_upstream(adapters
     adapters.db.transaction(lambda c: accounts.rest(c, "default", "away", "refused", 0.0, probed=False))
     assert accounts.begin_probe(adapters.db, "default", 13.0)
     grant = adapters.tokens.borrow("default", adapters.settings.rate_limit, lease_s=13.0)
-    claimed = messages.claim_next(adapters.db, "default", grant.tokens, 1, 13.0, origin=grant.origin, probe=True)
+    claimed = claim_next(adapters.db, "default", grant.tokens, 1, 13.0, origin=grant.origin, probe=True)
     assert claimed is not None
     (claim,) = claimed
     stopped = Outcome(OutcomeKind.UNKNOWN, error="the process ended before an answer came")
@@ -372,7 +373,7 @@ def test_accounts_under_one_credential_decide_about_a_chat_one_after_the_other(a
     def is_free(account_id: str) -> bool:
         def lock(connection: Connection) -> None:
             connection.all("SET LOCAL lock_timeout = '50ms'")
-            messages.lock_chat(connection, claims[account_id])
+            lookups.lock_chat(connection, claims[account_id])
 
         try:
             adapters.db.transaction(lock)
@@ -381,7 +382,7 @@ def test_accounts_under_one_credential_decide_about_a_chat_one_after_the_other(a
         return True
 
     def decide(connection: Connection) -> list[bool]:
-        messages.lock_chat(connection, claims[a])
+        lookups.lock_chat(connection, claims[a])
         return [is_free(b), is_free(c)]
 
     assert adapters.db.transaction(decide) == [False, True]

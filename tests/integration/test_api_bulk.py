@@ -25,7 +25,8 @@ from workers.bootstrap import Adapters
 from workers.services.dispatch import Dispatcher
 from workers.services.estimate import BlockedBy
 from workers.services.submit import Receipt
-from workers.store import accounts, audit, messages, queries
+from workers.store import accept, accounts, audit, lines, queries
+from workers.store.claims import claim_next
 from workers.store.session import Row
 
 ROOT = "/api/onlyfans/messaging"
@@ -212,9 +213,9 @@ def test_what_the_database_refuses_takes_all_with_it(adapters: Adapters) -> None
         for n in (9, 10, 11)
     ]
     with pytest.raises(psycopg.errors.CheckViolation):
-        messages.accept_many(adapters.db, listed, by=ALICE, last_to_go="msg_9", key="key-1", fingerprint="f")
+        accept.accept_many(adapters.db, listed, by=ALICE, last_to_go="msg_9", key="key-1", fingerprint="f")
     assert rows(adapters) == []
-    assert not messages.key_used(adapters.db, ALICE.subject, "key-1")
+    assert not accept.key_used(adapters.db, ALICE.subject, "key-1")
     assert queries.counts(adapters.db, None) == {}
 
 
@@ -301,7 +302,7 @@ def test_lists_and_single_messages_come_in_crosswise_while_others_leave(
             stop.set()
         drained.result()
 
-    assert messages.mend_headless_lines(adapters.db) == 0
+    assert lines.mend_headless_lines(adapters.db) == 0
     dispatcher = adapters.dispatcher(worker=1)
     while queries.counts(adapters.db, [account]).get(account):
         dispatcher.drain(account)
@@ -317,7 +318,7 @@ def test_who_has_lost_the_race_for_a_head_holds_on_to_the_others(adapters: Adapt
     """Between the look at a line and the insert the line's head changes: seen once, then all heads stay as they are."""
     for _ in range(2):
         submit("fan-1")
-    [first] = messages.claim_next(adapters.db, "default", ["t"], worker=1, lease_s=10, origin=origin(adapters))
+    [first] = claim_next(adapters.db, "default", ["t"], worker=1, lease_s=10, origin=origin(adapters))
     listed = [{"id": f"msg_{n}", "account_id": "default", "recipient_id": "fan-1", "priority": 5, "content": "x"}
               for n in range(3)]  # fmt: skip
     taken_out, may_commit = threading.Event(), threading.Event()
@@ -326,7 +327,7 @@ def test_who_has_lost_the_race_for_a_head_holds_on_to_the_others(adapters: Adapt
         def work(c: Any) -> None:
             c.all("UPDATE messages SET state = 'sent', sent_at = now(), ended_at = now() WHERE id = %(id)s",
                   {"id": first.message_id})  # fmt: skip
-            messages.elect_heads(c, [first.line])
+            lines.elect_heads(c, [first.line])
             taken_out.set()
             assert may_commit.wait(10)
 
@@ -336,14 +337,14 @@ def test_who_has_lost_the_race_for_a_head_holds_on_to_the_others(adapters: Adapt
         out = threads.submit(take_out_the_head)
         assert taken_out.wait(10)
         coming_in = threads.submit(
-            messages.accept_many, adapters.db, listed, by=ALICE, last_to_go="msg_0", key=None, fingerprint=None
+            accept.accept_many, adapters.db, listed, by=ALICE, last_to_go="msg_0", key=None, fingerprint=None
         )
         while not adapters.db.all("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):
             pass
         may_commit.set()
         out.result()
         assert coming_in.result().held == {"msg_0", "msg_1", "msg_2"}
-    assert messages.mend_headless_lines(adapters.db) == 0
+    assert lines.mend_headless_lines(adapters.db) == 0
 
 
 # --- when they will go ---

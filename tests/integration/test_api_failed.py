@@ -18,7 +18,7 @@ from workers.bootstrap import Adapters
 from workers.domain.state import State
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
-from workers.store import messages, queries
+from workers.store import queries, upkeep
 
 ROOT = "/api/onlyfans/messaging"
 Fail = Callable[..., str]
@@ -415,7 +415,7 @@ def test_dismissed_ones_are_pruned_like_finished_ones_and_failures_stay(
             "UPDATE messages SET id = %(new)s, ended_at = now() - interval '40 days' WHERE id = %(id)s",
             {"id": message_id, "new": f"msg_{old}{n:016d}"},
         )
-    assert messages.prune(adapters.db, 30 * 86_400.0, most=10) == 1
+    assert upkeep.prune(adapters.db, 30 * 86_400.0, most=10) == 1
     assert [row["state"] for row in adapters.db.all("SELECT state FROM messages")] == ["failed"]
 
 

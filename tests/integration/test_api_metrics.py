@@ -28,7 +28,8 @@ from workers.services.dispatch import Dispatcher
 from workers.services.settle import Settlement, settle
 from workers.services.submit import Receipt
 from workers.settings import Settings
-from workers.store import accounts, messages, queries
+from workers.store import accounts, queries
+from workers.store.claims import claim_next
 from workers.store.session import Database
 
 ROOT = "/api/onlyfans/messaging"
@@ -166,7 +167,7 @@ def test_a_scrape_of_a_long_queue_reads_no_more_than_of_a_short_one(
 def test_a_late_answer_ends_its_message_in_the_counts_too(adapters: Adapters, submit: Submit, counts: Counts) -> None:
     submit()
     grant = adapters.tokens.borrow("default", adapters.settings.rate_limit, lease_s=13)
-    (claim,) = messages.claim_next(adapters.db, "default", grant.tokens, 4711, 13, origin=grant.origin)
+    (claim,) = claim_next(adapters.db, "default", grant.tokens, 4711, 13, origin=grant.origin)
     adapters.db.all("UPDATE attempts SET deadline_at = now() - interval '1 minute'")
     assert adapters.rescuer().rescue() == 1
     outcome = Outcome(OutcomeKind.ACCEPTED, upstream_id="up_1")

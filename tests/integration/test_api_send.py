@@ -18,7 +18,8 @@ from workers.domain.decisions import DeferralReason
 from workers.domain.outcome import Outcome, OutcomeKind
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
-from workers.store import accounts, messages, queries
+from workers.store import accounts, outcomes, queries
+from workers.store.claims import claim_next
 
 SEND = "/api/onlyfans/messaging/send"
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -301,15 +302,15 @@ def test_what_waits_for_its_next_try_is_blocked_by_that(
         return client.get(f"/api/onlyfans/messaging/messages/{message_id}", headers=bearer()).json["blockedBy"]
 
     tried = send().json["messageId"]
-    claims = messages.claim_next(adapters.db, "default", ["t"], worker=1, lease_s=10, origin=origin(adapters))
+    claims = claim_next(adapters.db, "default", ["t"], worker=1, lease_s=10, origin=origin(adapters))
     failed = Outcome(OutcomeKind.FAILED, http_status=503)
-    adapters.db.transaction(lambda c: messages.schedule_retry(c, claims[0], failed, 60.0))
+    adapters.db.transaction(lambda c: outcomes.schedule_retry(c, claims[0], failed, 60.0))
     assert blocked(tried) == "retry"
     throttled = send(recipientId="fan-2").json["messageId"]
-    claims = messages.claim_next(adapters.db, "default", ["t2"], worker=1, lease_s=10, origin=origin(adapters))
+    claims = claim_next(adapters.db, "default", ["t2"], worker=1, lease_s=10, origin=origin(adapters))
     outcome = Outcome(OutcomeKind.THROTTLED, http_status=429)
     adapters.db.transaction(
-        lambda c: messages.defer(c, claims[0], outcome, DeferralReason.THROTTLED, channel="onlyfans", delay_s=60.0)
+        lambda c: outcomes.defer(c, claims[0], outcome, DeferralReason.THROTTLED, channel="onlyfans", delay_s=60.0)
     )
     assert blocked(throttled) == "cooldown"
     assert blocked(send(sendAt=at(hours=1)).json["messageId"]) == "schedule"

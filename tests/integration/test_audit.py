@@ -14,7 +14,7 @@ from workers.bootstrap import Adapters
 from workers.domain.actor import Action
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
-from workers.store import audit, failures, messages
+from workers.store import audit, endings, failures
 from workers.store.audit import AuditFilter
 
 ROOT = "/api/onlyfans/messaging"
@@ -147,7 +147,7 @@ def test_there_is_neither_a_deed_without_an_entry_nor_an_entry_without_a_deed(
     adapters.db.all("ALTER TABLE audit ADD CONSTRAINT no_more CHECK (action = 'send') NOT VALID")
     try:
         with pytest.raises(psycopg.errors.CheckViolation):
-            messages.cancel(adapters.db, message_id, ALICE)
+            endings.cancel(adapters.db, message_id, ALICE)
         assert adapters.db.one("SELECT state FROM messages") == {"state": "queued"}
     finally:
         adapters.db.all("ALTER TABLE audit DROP CONSTRAINT no_more")

@@ -23,8 +23,9 @@ from workers.credentials import Vault
 from workers.services.recovery import Overlooked
 from workers.services.submit import Receipt
 from workers.settings import Settings
-from workers.store import accounts, messages
+from workers.store import accounts
 from workers.store.accounts import Account
+from workers.store.claims import claim_next
 
 BASE = "/api/onlyfans/messaging"
 HOUSE = "key-of-the-house"
@@ -167,7 +168,7 @@ def test_accounts_of_an_older_version_come_together_while_they_send(strict: Adap
     limits = Limits.parse("10/2s")
     for account_id in ("a", "b"):  # each sends 5, as the older version did
         grant = strict.tokens.borrow(account_id, limits, want=5, lease_s=13)
-        claims = messages.claim_next(strict.db, account_id, grant.tokens, 1, 13, origin=grant.origin)
+        claims = claim_next(strict.db, account_id, grant.tokens, 1, 13, origin=grant.origin)
         strict.db.all("UPDATE attempts SET outcome = 'accepted', ended_at = now() WHERE outcome IS NULL")
         ids = [claim.message_id for claim in claims]
         done = "UPDATE messages SET state = 'sent', sent_at = now(), ended_at = now() WHERE id = ANY(%(ids)s)"
@@ -256,7 +257,7 @@ def test_tokens_of_a_budget_that_the_account_left_claim_nothing(
     account_id = make_account()
     submit(account_id=account_id)
     adapters.db.all("UPDATE accounts SET budget = 'elsewhere' WHERE id = %(id)s", {"id": account_id})
-    claim = partial(messages.claim_next, adapters.db, account_id, ["t.1"], 1, 13.0, origin=origin(adapters))
+    claim = partial(claim_next, adapters.db, account_id, ["t.1"], 1, 13.0, origin=origin(adapters))
     assert claim() == []
     assert len(claim(budget="elsewhere")) == 1
 
@@ -488,7 +489,7 @@ def test_what_the_other_account_has_in_hand_is_no_token_for_this_one(
         submit(f"fan-{n}", account_id="a")
     grant = adapters.tokens.borrow(budget, adapters.settings.rate_limit, want=10, lease_s=adapters.settings.lease_s)
     lease_s = adapters.settings.lease_s
-    claim = partial(messages.claim_next, adapters.db, "a", grant.tokens, 1, lease_s, origin=grant.origin)
+    claim = partial(claim_next, adapters.db, "a", grant.tokens, 1, lease_s, origin=grant.origin)
     assert len(claim(budget=budget)) == 10
     status, told = ask("POST", "/send", {"recipientId": "fan", "content": "x", "accountId": "b"})
     assert (status, told["blockedBy"]) == (202, "rate")

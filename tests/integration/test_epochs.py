@@ -25,7 +25,8 @@ from workers.services import epochs as service
 from workers.services.epochs import NOTE_EVERY_S, Keeper
 from workers.services.recovery import rebuild_tokens
 from workers.settings import Settings
-from workers.store import epochs, messages, queries
+from workers.store import epochs, queries
+from workers.store.claims import claim_next
 
 LIMIT = Limits.parse("10/minute")
 
@@ -168,7 +169,7 @@ def test_a_claim_in_between_is_void(
     grant = there.adapters.tokens.borrow("default", LIMIT, lease_s=13)
     address.lead_to(b)
     there.reconcile()
-    assert messages.claim_next(there.adapters.db, "default", grant.tokens, 1, 13, origin=grant.origin) is None
+    assert claim_next(there.adapters.db, "default", grant.tokens, 1, 13, origin=grant.origin) is None
     assert states(there.adapters) == {"queued": 1}
 
 

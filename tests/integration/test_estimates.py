@@ -18,7 +18,8 @@ from tests.conftest import ALICE, origin
 from workers.bootstrap import Adapters
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
-from workers.store import accounts, messages, queries
+from workers.store import accounts, queries
+from workers.store.claims import CLAIMED_AT_ONCE, claim_next
 from workers.store.queries import FailureFilter
 
 ROOT = "/api/onlyfans/messaging"
@@ -61,14 +62,14 @@ def put_off(adapters: Adapters, message_id: str, until: datetime) -> None:
 
 def claimed_in_order(adapters: Adapters, account_id: str) -> list[str]:
     """The ids of what would be claimed now, in this order. Nothing is: the claim is rolled back."""
-    tokens = [f"t{n}" for n in range(messages.CLAIMED_AT_ONCE)]
+    tokens = [f"t{n}" for n in range(CLAIMED_AT_ONCE)]
     found: dict[str, str] = {}
 
     class Undo(Exception):
         pass
 
     def look(c: Any) -> None:
-        for claim in messages.claim_next(c, account_id, tokens, worker=1, lease_s=10, origin=origin(adapters)):
+        for claim in claim_next(c, account_id, tokens, worker=1, lease_s=10, origin=origin(adapters)):
             found[claim.token] = claim.message_id
         raise Undo
 

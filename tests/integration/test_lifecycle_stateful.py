@@ -27,7 +27,8 @@ from workers.domain.errors import StaleClaim
 from workers.domain.message import Claim, Line, NewMessage
 from workers.domain.outcome import Outcome, OutcomeKind
 from workers.domain.state import HEADS, OVER, TALLIED, TRANSITIONS, WAITING, State
-from workers.store import failures, messages
+from workers.store import accept, endings, failures, lines, lookups, outcomes
+from workers.store.claims import claim_next
 
 ACCEPTED = Outcome(OutcomeKind.ACCEPTED, upstream_id="u", http_status=200)
 FAILED = Outcome(OutcomeKind.FAILED, http_status=503)
@@ -82,7 +83,7 @@ class LifeCycle(RuleBasedStateMachine):
             content="x",
         )
         state = State.HELD if self._members(line) else State.QUEUED
-        assert messages.accept(self.db, new, by=ALICE).state == state
+        assert accept.accept(self.db, new, by=ALICE).state == state
         self.messages[new.id] = Modelled(new.id, line, next(self.places), state)
         return new.id
 
@@ -101,7 +102,7 @@ class LifeCycle(RuleBasedStateMachine):
             }
             for recipient, priority in line_up
         ]
-        accepted = messages.accept_many(self.db, listed, by=ALICE, last_to_go=listed[0]["id"])
+        accepted = accept.accept_many(self.db, listed, by=ALICE, last_to_go=listed[0]["id"])
         for new in listed:
             line = Line("default", new["recipient_id"], new["priority"])
             state = State.HELD if self._members(line) else State.QUEUED
@@ -114,7 +115,7 @@ class LifeCycle(RuleBasedStateMachine):
         queued = [m for m in self.messages.values() if m.state is State.QUEUED]
         expected = sorted(queued, key=lambda m: (-m.line.priority, m.place))[:want]
         tokens = [f"token-{n}" for n in range(want)]
-        claimed = messages.claim_next(self.db, "default", tokens, worker=1, lease_s=10, origin=self.origin)
+        claimed = claim_next(self.db, "default", tokens, worker=1, lease_s=10, origin=self.origin)
         claims = {c.message_id: c for c in claimed}
         assert set(claims) == {m.id for m in expected}
         for m in expected:
@@ -130,8 +131,8 @@ class LifeCycle(RuleBasedStateMachine):
             claim = m.current
 
             def record(c):  # type: ignore[no-untyped-def]
-                sent = messages.mark_sent(c, [(claim, ACCEPTED)])
-                messages.elect_heads(c, [claim.line])
+                sent = outcomes.mark_sent(c, [(claim, ACCEPTED)])
+                lines.elect_heads(c, [claim.line])
                 return sent
 
             assert len(self.db.transaction(record)) == 1
@@ -142,7 +143,7 @@ class LifeCycle(RuleBasedStateMachine):
     def retry_scheduled(self, message: str) -> None:
         m = self.messages[message]
         if claim := m.current:
-            self.db.transaction(lambda c: messages.schedule_retry(c, claim, FAILED, 0.0))
+            self.db.transaction(lambda c: outcomes.schedule_retry(c, claim, FAILED, 0.0))
             m.doubtful = False
             m.place = next(self.places)
             self._move(m, State.QUEUED)
@@ -152,7 +153,7 @@ class LifeCycle(RuleBasedStateMachine):
         m = self.messages[message]
         if claim := m.current:
             self.db.transaction(
-                lambda c: messages.defer(c, claim, THROTTLED, DeferralReason.THROTTLED, channel="onlyfans")
+                lambda c: outcomes.defer(c, claim, THROTTLED, DeferralReason.THROTTLED, channel="onlyfans")
             )
             m.attempts -= 1
             self._move(m, State.QUEUED)
@@ -161,7 +162,7 @@ class LifeCycle(RuleBasedStateMachine):
     def outcome_unknown(self, message: str) -> None:
         m = self.messages[message]
         if claim := m.current:
-            self.db.transaction(lambda c: messages.await_verification(c, claim, UNKNOWN, 0.0))
+            self.db.transaction(lambda c: outcomes.await_verification(c, claim, UNKNOWN, 0.0))
             m.doubtful = True
             self._move(m, State.VERIFYING)
 
@@ -172,10 +173,10 @@ class LifeCycle(RuleBasedStateMachine):
             return
         claim = m.claims[-1]
         if found:
-            self.db.transaction(lambda c: messages.confirm_sent(c, claim, "u"))
+            self.db.transaction(lambda c: lookups.confirm_sent(c, claim, "u"))
             self._move(m, State.SENT)
         else:
-            self.db.transaction(lambda c: messages.confirm_absent(c, claim))
+            self.db.transaction(lambda c: lookups.confirm_absent(c, claim))
             m.place = next(self.places)
             self._move(m, State.QUEUED)
         m.doubtful = False
@@ -184,7 +185,7 @@ class LifeCycle(RuleBasedStateMachine):
     def given_up(self, message: str) -> None:
         m = self.messages[message]
         if claim := m.current:
-            self.db.transaction(lambda c: messages.bury(c, claim, FAILED, DeadLetterReason.RETRIES_EXHAUSTED))
+            self.db.transaction(lambda c: outcomes.bury(c, claim, FAILED, DeadLetterReason.RETRIES_EXHAUSTED))
             m.doubtful = False
             self._move(m, State.FAILED)
 
@@ -192,7 +193,7 @@ class LifeCycle(RuleBasedStateMachine):
     def cancelled(self, message: str) -> None:
         m = self.messages[message]
         allowed = m.state in WAITING and not m.doubtful
-        assert (messages.cancel(self.db, message, ALICE) is not None) is allowed
+        assert (endings.cancel(self.db, message, ALICE) is not None) is allowed
         if allowed:
             self._move(m, State.CANCELLED)
 
@@ -201,7 +202,7 @@ class LifeCycle(RuleBasedStateMachine):
         m = self.messages[message]
         if m.state in WAITING:
             self.db.all("UPDATE messages SET expires_at = now() WHERE id = %(id)s", {"id": message})
-            assert [event.message_id for event in messages.expire(self.db)] == [message]
+            assert [event.message_id for event in endings.expire(self.db)] == [message]
             self._move(m, State.EXPIRED)
 
     @rule(message=known, redriven=st.just(False))
@@ -224,8 +225,8 @@ class LifeCycle(RuleBasedStateMachine):
         if m.state is State.SENDING and claim.attempt == m.attempts:
             return
         for record in (
-            lambda c: messages.schedule_retry(c, claim, FAILED, 0.0),
-            lambda c: messages.bury(c, claim, FAILED, DeadLetterReason.REJECTED),
+            lambda c: outcomes.schedule_retry(c, claim, FAILED, 0.0),
+            lambda c: outcomes.bury(c, claim, FAILED, DeadLetterReason.REJECTED),
         ):
             try:
                 self.db.transaction(record)  # type: ignore[arg-type]
@@ -249,7 +250,7 @@ class LifeCycle(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_headless(self) -> None:
-        assert messages.mend_headless_lines(self.db) == 0
+        assert lines.mend_headless_lines(self.db) == 0
 
     def _members(self, line: Line) -> list[Modelled]:
         """Those of a line that stand in it: its head, and the held in their order."""

@@ -19,7 +19,7 @@ from tests.integration import version_0001
 from workers.bootstrap import Adapters, build
 from workers.services.epochs import begin_epoch
 from workers.settings import Settings
-from workers.store import messages, migrations
+from workers.store import migrations, upkeep
 from workers.store.session import Database
 
 FIRST = "0001"
@@ -147,7 +147,7 @@ def test_redriven_messages_are_counted_apart_from_the_change_on_and_until_it_is_
     check_tallies(url)
     migrations.upgrade(url)
     check_tallies(url)
-    messages.fold_tallies(old)
+    upkeep.fold_tallies(old)
     send_one(old)
     redrive_one(old)
     check_tallies(url)

@@ -7,14 +7,16 @@ whole is as good as to look something up. The statements are found by themselves
 
 import re
 from collections.abc import Iterator
-from types import ModuleType
+from importlib import import_module
+from pkgutil import iter_modules
 
 import psycopg
 import pytest
 from sqlalchemy import make_url
 
 from deploy.servers import Servers
-from workers.store import accounts, amend, batches, failures, glance, messages, migrations, queries, session
+from workers import store
+from workers.store import migrations, session
 from workers.store.session import Database
 
 ROWS = 50_000
@@ -64,9 +66,9 @@ def db(servers: Servers) -> Iterator[Database]:
 
 
 def statements() -> Iterator[tuple[str, str]]:
-    modules: list[ModuleType] = [messages, failures, accounts, glance, queries, amend, batches]
-    for module in modules:
-        for name, sql in vars(module).items():
+    """Those of every module of the store that read messages or attempts."""
+    for module in iter_modules(store.__path__):
+        for name, sql in vars(import_module(f"workers.store.{module.name}")).items():
             whole = isinstance(sql, str) and re.match(r"\s*(WITH|SELECT|UPDATE|INSERT|DELETE)\b", sql)
             if whole and name.isupper() and re.search(r"\b(messages|attempts)\b", sql) and name not in PARTS:
                 yield name, sql

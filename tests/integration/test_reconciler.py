@@ -18,7 +18,7 @@ from workers.engine.reconciler import Reconciler
 from workers.services import epochs, recovery
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
-from workers.store import accounts, messages
+from workers.store import accounts, waiting
 from workers.store.session import Connection, Row
 
 Submit = Callable[..., Receipt]
@@ -34,13 +34,13 @@ def rounds(adapters: Adapters) -> Reconciler:
 def asked_for_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Grows whenever the names of all accounts that wait are read."""
     asked: list[int] = []
-    names = messages.accounts_waiting
+    names = waiting.accounts_waiting
 
     def counted(db: object) -> list[str]:
         asked.append(1)
         return names(db)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(messages, "accounts_waiting", counted)
+    monkeypatch.setattr(waiting, "accounts_waiting", counted)
     return asked
 
 

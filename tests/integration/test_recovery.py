@@ -36,6 +36,7 @@ from workers.domain.decisions import (
 )
 from workers.domain.errors import StoreUnavailable
 from workers.domain.events import LateAnswer, Proved, Sent, Stale
+from workers.domain.message import Claim
 from workers.domain.outcome import Blame, Outcome, OutcomeKind
 from workers.engine.presence import Presence
 from workers.services import recovery
@@ -50,7 +51,8 @@ from workers.services.recovery import (
 )
 from workers.services.settle import Settlement, settle
 from workers.services.submit import Receipt
-from workers.store import accounts, messages, queries
+from workers.store import accounts, budgets, endings, lookups, queries, upkeep
+from workers.store.claims import claim_next, take_back
 from workers.store.glance import living
 from workers.store.session import Database
 
@@ -63,13 +65,13 @@ def state(adapters: Adapters, receipt: Receipt) -> str:
     return row["state"]
 
 
-def claim_one(adapters: Adapters, worker: int = 1, lease_s: float = 13.0) -> messages.Claim:
+def claim_one(adapters: Adapters, worker: int = 1, lease_s: float = 13.0) -> Claim:
     grant = adapters.tokens.borrow("default", adapters.settings.rate_limit, lease_s=lease_s)
-    (claim,) = messages.claim_next(adapters.db, "default", grant.tokens, worker, lease_s, origin=grant.origin)
+    (claim,) = claim_next(adapters.db, "default", grant.tokens, worker, lease_s, origin=grant.origin)
     return claim
 
 
-def ended(claim: messages.Claim, outcome: Outcome, decision: Decision) -> Settlement:
+def ended(claim: Claim, outcome: Outcome, decision: Decision) -> Settlement:
     return Settlement(claim=claim, outcome=outcome, decision=decision, channel="onlyfans")
 
 
@@ -110,11 +112,11 @@ def test_an_outage_does_not_count_as_absence(
     claim_one(adapters, worker=4711)
     rescuer = adapters.rescuer()
     rescuer.missing_since_s = {4711: -math.inf}
-    monkeypatch.setattr(messages, "find_orphans", restarted(messages.find_orphans, up_s=0.1))
+    monkeypatch.setattr(upkeep, "find_orphans", restarted(upkeep.find_orphans, up_s=0.1))
     assert rescuer.rescue() == 0
 
 
-def restarted(find: Callable[..., list[messages.Orphan]], up_s: float) -> Callable[..., list[messages.Orphan]]:
+def restarted(find: Callable[..., list[upkeep.Orphan]], up_s: float) -> Callable[..., list[upkeep.Orphan]]:
     return lambda *args, **kwargs: [replace(orphan, server_up_s=up_s) for orphan in find(*args, **kwargs)]
 
 
@@ -130,7 +132,7 @@ def test_after_a_failover_everybody_gets_more_time(
 ) -> None:
     """A standby has been up for days when it takes over, and nobody has a lock there yet."""
     await_nobody(adapters)
-    monkeypatch.setattr(messages, "find_orphans", restarted(messages.find_orphans, up_s=86_400.0))
+    monkeypatch.setattr(upkeep, "find_orphans", restarted(upkeep.find_orphans, up_s=86_400.0))
     submit()
     claim_one(adapters, worker=4711)
     assert rescue_after(adapters, DEAD_FOR_S) == 0
@@ -283,7 +285,7 @@ def test_what_is_proved_to_have_arrived_is_sent_when_its_next_claim_is_taken_bac
     new = claim_one(adapters, worker=1)
     late = ended(old, Outcome(OutcomeKind.ACCEPTED, upstream_id="u1"), MarkSent("u1"))
     adapters.db.transaction(lambda c: settle(c, [late]))
-    assert adapters.db.transaction(lambda c: messages.take_back(c, [new.token], 1)).count == 1
+    assert adapters.db.transaction(lambda c: take_back(c, [new.token], 1)).count == 1
     assert state(adapters, receipt) == "sent"
 
 
@@ -308,7 +310,7 @@ def test_a_use_with_a_late_answer_ended_with_that_answer(adapters: Adapters, sub
     adapters.db.all("UPDATE attempts SET ended_at = ended_at - interval '9 s', deadline_at = now() - interval '5 s'")
     late = ended(old, Outcome(OutcomeKind.ACCEPTED, upstream_id="u1"), MarkSent("u1"))
     adapters.db.transaction(lambda c: settle(c, [late]))
-    (use,) = messages.token_uses(adapters.db, 60)
+    (use,) = budgets.token_uses(adapters.db, 60)
     assert use["ended_s"] > -1
 
 
@@ -504,7 +506,7 @@ def test_a_use_found_in_the_history_ended_with_its_deadline(
     adapters.dispatcher(worker=1).drain("default")
     adapters.db.all("UPDATE attempts SET ended_at = now() - interval '9 s', deadline_at = now() - interval '5 s'")
     assert look_up(adapters) == 1
-    (use,) = messages.token_uses(adapters.db, 60)
+    (use,) = budgets.token_uses(adapters.db, 60)
     assert -6 < use["ended_s"] < -4.9
 
 
@@ -647,7 +649,7 @@ def test_what_may_have_arrived_is_neither_cancelled_nor_expired_unseen(
     receipt = submit("cut-1", expires_at=datetime.now(UTC) + timedelta(hours=1))
     claim_one(adapters, worker=4711)
     rescue_after(adapters, DEAD_WHEN_BACK_S)  # queued again, its first attempt unknown
-    assert not messages.cancel(adapters.db, receipt.message_id, ALICE)
+    assert not endings.cancel(adapters.db, receipt.message_id, ALICE)
     adapters.db.all("UPDATE messages SET expires_at = now()")
     assert expire(adapters.db, adapters.publisher) == 0
     assert state(adapters, receipt) == "verifying"
@@ -668,7 +670,7 @@ def test_one_that_may_have_arrived_with_an_earlier_attempt_is_not_cancelled_eith
     assert [a["outcome"] for a in queries.attempts(adapters.db, receipt.message_id)] == [
         "unknown", "unknown", "throttled",
     ]  # fmt: skip
-    assert not messages.cancel(adapters.db, receipt.message_id, ALICE)
+    assert not endings.cancel(adapters.db, receipt.message_id, ALICE)
     adapters.db.all("UPDATE attempts SET started_at = started_at - interval '1 minute' WHERE number = 1")
     adapters.db.all("UPDATE messages SET expires_at = now()")
     assert expire(adapters.db, adapters.publisher) == 0
@@ -746,8 +748,8 @@ def test_a_deferral_told_twice_does_not_touch_the_next_claim(adapters: Adapters,
 def test_claims_whose_commit_was_never_confirmed_are_taken_back(adapters: Adapters, submit: Submit) -> None:
     receipt = submit()
     claim = claim_one(adapters)
-    assert adapters.db.transaction(lambda c: messages.take_back(c, [claim.token], worker=2)).count == 0
-    assert adapters.db.transaction(lambda c: messages.take_back(c, [claim.token], worker=1)).count == 1
+    assert adapters.db.transaction(lambda c: take_back(c, [claim.token], worker=2)).count == 0
+    assert adapters.db.transaction(lambda c: take_back(c, [claim.token], worker=1)).count == 1
     assert state(adapters, receipt) == "queued"
     assert claim_one(adapters).attempt == 1
 
@@ -846,7 +848,7 @@ def test_one_entry_of_the_history_is_not_taken_for_two_messages(
     adapters.dispatcher(worker=1).drain("default")
     adapters.db.all("UPDATE messages SET due_at = now() WHERE state = 'verifying'")
     together = threading.Barrier(2)
-    is_anothers = messages.is_anothers
+    is_anothers = lookups.is_anothers
 
     def slow(*args: object) -> bool:
         answer = is_anothers(*args)  # type: ignore[arg-type]
@@ -858,7 +860,7 @@ def test_one_entry_of_the_history_is_not_taken_for_two_messages(
         a = adapters
         verify(a.db, a.publisher, a.channels, a.vault, a.settings.retry_policy, threading.Event())
 
-    messages.is_anothers = slow  # type: ignore[assignment]
+    lookups.is_anothers = slow  # type: ignore[assignment]
     try:
         lookers = [threading.Thread(target=look) for _ in range(2)]
         for looker in lookers:
@@ -866,7 +868,7 @@ def test_one_entry_of_the_history_is_not_taken_for_two_messages(
         for looker in lookers:
             looker.join()
     finally:
-        messages.is_anothers = is_anothers
+        lookups.is_anothers = is_anothers
     found = queries.messages(adapters.db, queries.MessageFilter(), None, 10)
     assert sorted(row["state"] for row in found).count("sent") == 1
 

@@ -16,19 +16,20 @@ from tests.conftest import ALICE, origin
 from workers.bootstrap import Adapters
 from workers.domain.decisions import DeadLetterReason
 from workers.domain.errors import StaleClaim
-from workers.domain.message import Line, NewMessage
+from workers.domain.message import Claim, Line, NewMessage
 from workers.domain.outcome import Outcome, OutcomeKind
 from workers.services.submit import Receipt
-from workers.store import failures, messages, queries
+from workers.store import accept, claims, endings, failures, lines, lookups, outcomes, queries, upkeep
+from workers.store.claims import claim_next
 from workers.store.schema import Base
 
 Submit = Callable[..., Receipt]
 FAILED = Outcome(OutcomeKind.FAILED, http_status=503)
 
 
-def claim(adapters: Adapters, want: int = 1) -> list[messages.Claim]:
+def claim(adapters: Adapters, want: int = 1) -> list[Claim]:
     tokens = [f"t{n}" for n in range(want)]
-    return messages.claim_next(adapters.db, "default", tokens, worker=1, lease_s=10, origin=origin(adapters))
+    return claim_next(adapters.db, "default", tokens, worker=1, lease_s=10, origin=origin(adapters))
 
 
 def states(adapters: Adapters) -> list[str]:
@@ -70,12 +71,12 @@ def test_a_line_has_one_head_whoever_writes(adapters: Adapters, submit: Submit) 
 
 
 def test_many_at_once_to_one_recipient_leave_one_head(adapters: Adapters) -> None:
-    def accept(n: int) -> None:
+    def queue(n: int) -> None:
         new = NewMessage(id=f"msg_{n:026d}", account_id="default", recipient_id="fan-1", content=str(n))
-        messages.accept(adapters.db, new, by=ALICE)
+        accept.accept(adapters.db, new, by=ALICE)
 
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(accept, range(40)))
+        list(pool.map(queue, range(40)))
     assert sorted(states(adapters)) == ["held"] * 39 + ["queued"]
 
 
@@ -89,8 +90,8 @@ def test_newcomers_and_leavers_of_one_line_never_leave_it_headless(adapters: Ada
                 accepted = [(one, Outcome(OutcomeKind.ACCEPTED, upstream_id="u"))]
 
                 def settle(c, accepted=accepted, one=one):  # type: ignore[no-untyped-def]
-                    messages.mark_sent(c, accepted)
-                    messages.elect_heads(c, [one.line])
+                    outcomes.mark_sent(c, accepted)
+                    lines.elect_heads(c, [one.line])
 
                 adapters.db.transaction(settle)
 
@@ -100,7 +101,7 @@ def test_newcomers_and_leavers_of_one_line_never_leave_it_headless(adapters: Ada
     try:
         for n in range(150):
             new = NewMessage(id=f"msg_{n:026d}", account_id="default", recipient_id="fan-1", content=str(n))
-            messages.accept(adapters.db, new, by=ALICE)
+            accept.accept(adapters.db, new, by=ALICE)
         deadline = time.monotonic() + 20
         while set(states(adapters)) != {"sent"} and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -132,14 +133,14 @@ def test_a_claim_from_a_paused_account_finds_nothing(adapters: Adapters, submit:
 def test_every_record_of_a_stale_claim_is_an_error_with_a_name(adapters: Adapters, submit: Submit) -> None:
     submit()
     (stale,) = claim(adapters)
-    adapters.db.transaction(lambda c: messages.schedule_retry(c, stale, FAILED, 0.0))
+    adapters.db.transaction(lambda c: outcomes.schedule_retry(c, stale, FAILED, 0.0))
     for record in (
-        lambda c: messages.schedule_retry(c, stale, FAILED, 0.0),
-        lambda c: messages.bury(c, stale, FAILED, DeadLetterReason.REJECTED),
-        lambda c: messages.await_verification(c, stale, FAILED, 0.0),
-        lambda c: messages.accept_late_answer(c, stale, Outcome(OutcomeKind.ACCEPTED)),
-        lambda c: messages.confirm_sent(c, stale, "u"),
-        lambda c: messages.confirm_absent(c, stale),
+        lambda c: outcomes.schedule_retry(c, stale, FAILED, 0.0),
+        lambda c: outcomes.bury(c, stale, FAILED, DeadLetterReason.REJECTED),
+        lambda c: outcomes.await_verification(c, stale, FAILED, 0.0),
+        lambda c: outcomes.accept_late_answer(c, stale, Outcome(OutcomeKind.ACCEPTED)),
+        lambda c: lookups.confirm_sent(c, stale, "u"),
+        lambda c: lookups.confirm_absent(c, stale),
     ):
         with pytest.raises(StaleClaim, match=f"Attempt 1 of {stale.message_id}"):
             adapters.db.transaction(record)  # type: ignore[arg-type]
@@ -148,7 +149,7 @@ def test_every_record_of_a_stale_claim_is_an_error_with_a_name(adapters: Adapter
 def test_a_retried_dead_letter_keeps_its_history_and_gets_new_attempts(adapters: Adapters, submit: Submit) -> None:
     receipt = submit()
     (first,) = claim(adapters)
-    adapters.db.transaction(lambda c: messages.bury(c, first, FAILED, DeadLetterReason.RETRIES_EXHAUSTED))
+    adapters.db.transaction(lambda c: outcomes.bury(c, first, FAILED, DeadLetterReason.RETRIES_EXHAUSTED))
     assert len(failures.retry(adapters.db, [receipt.message_id], by=ALICE)) == 1
     assert failures.retry(adapters.db, [receipt.message_id], by=ALICE) == []
     (second,) = claim(adapters)
@@ -162,11 +163,11 @@ def test_the_tallies_agree_with_the_rows_whatever_happens(adapters: Adapters, su
     for n in range(12):
         submit(f"fan-{n % 5}", priority=1 + n % 3)
     taken = claim(adapters, 4)
-    adapters.db.transaction(lambda c: messages.mark_sent(c, [(taken[0], Outcome(OutcomeKind.ACCEPTED))]))
-    adapters.db.transaction(lambda c: messages.bury(c, taken[1], FAILED, DeadLetterReason.REJECTED))
-    adapters.db.transaction(lambda c: messages.schedule_retry(c, taken[2], FAILED, 60.0))
-    messages.cancel(adapters.db, queries.messages(adapters.db, queries.MessageFilter(), None, 1)[0]["id"], ALICE)
-    adapters.db.transaction(lambda c: messages.bury(c, taken[3], FAILED, DeadLetterReason.REJECTED))
+    adapters.db.transaction(lambda c: outcomes.mark_sent(c, [(taken[0], Outcome(OutcomeKind.ACCEPTED))]))
+    adapters.db.transaction(lambda c: outcomes.bury(c, taken[1], FAILED, DeadLetterReason.REJECTED))
+    adapters.db.transaction(lambda c: outcomes.schedule_retry(c, taken[2], FAILED, 60.0))
+    endings.cancel(adapters.db, queries.messages(adapters.db, queries.MessageFilter(), None, 1)[0]["id"], ALICE)
+    adapters.db.transaction(lambda c: outcomes.bury(c, taken[3], FAILED, DeadLetterReason.REJECTED))
     failures.retry(adapters.db, [taken[3].message_id], ALICE, redriven=True)
     rows = "SELECT state, CASE WHEN redriven THEN -priority ELSE priority END AS priority, count(*) AS n FROM messages"
     counted = {
@@ -177,7 +178,7 @@ def test_the_tallies_agree_with_the_rows_whatever_happens(adapters: Adapters, su
     tallied = "SELECT state, priority, sum(n)::int AS n FROM tallies GROUP BY 1, 2 HAVING sum(n) <> 0"
     for _ in range(2):
         assert {(row["state"], row["priority"]): row["n"] for row in adapters.db.all(tallied)} == counted
-        messages.fold_tallies(adapters.db)
+        upkeep.fold_tallies(adapters.db)
     assert adapters.db.all("SELECT DISTINCT slot FROM tallies") == [{"slot": 0}]
 
 
@@ -185,9 +186,9 @@ def test_a_headless_line_is_mended(adapters: Adapters, submit: Submit) -> None:
     submit("fan-1")
     submit("fan-1")
     adapters.db.all("DELETE FROM messages WHERE state = 'queued'")
-    assert messages.mend_headless_lines(adapters.db) == 1
+    assert lines.mend_headless_lines(adapters.db) == 1
     assert states(adapters) == ["queued"]
-    assert messages.mend_headless_lines(adapters.db) == 0
+    assert lines.mend_headless_lines(adapters.db) == 0
 
 
 def test_the_claim_uses_its_index_and_a_generic_plan(adapters: Adapters, submit: Submit) -> None:
@@ -195,7 +196,7 @@ def test_the_claim_uses_its_index_and_a_generic_plan(adapters: Adapters, submit:
         submit(f"fan-{n}")
 
     def plan(c) -> str:  # type: ignore[no-untyped-def]
-        sql = messages._CLAIM_NEXT
+        sql = claims._CLAIM_NEXT
         values = {
             "account_id": "'default'",
             "want": "1",
@@ -224,7 +225,7 @@ def test_the_claim_uses_its_index_and_a_generic_plan(adapters: Adapters, submit:
 def test_electing_in_a_line_that_has_a_head_changes_nothing(adapters: Adapters, submit: Submit) -> None:
     submit("fan-1")
     submit("fan-1")
-    assert adapters.db.transaction(lambda c: messages.elect_heads(c, [Line("default", "fan-1", 5)])) == 0
+    assert adapters.db.transaction(lambda c: lines.elect_heads(c, [Line("default", "fan-1", 5)])) == 0
 
 
 def test_only_what_is_over_and_old_is_pruned(adapters: Adapters, submit: Submit) -> None:
@@ -232,12 +233,12 @@ def test_only_what_is_over_and_old_is_pruned(adapters: Adapters, submit: Submit)
     for n in range(4):
         old = f"msg_{ULID.from_timestamp(two_hours_ago)}"
         new = NewMessage(id=old, account_id="default", recipient_id=f"fan-{n}", content="old")
-        messages.accept(adapters.db, new, by=ALICE)
+        accept.accept(adapters.db, new, by=ALICE)
     sent, dead, _ = claim(adapters, 3)
-    adapters.db.transaction(lambda c: messages.mark_sent(c, [(sent, Outcome(OutcomeKind.ACCEPTED))]))
-    adapters.db.transaction(lambda c: messages.bury(c, dead, FAILED, DeadLetterReason.REJECTED))
-    assert messages.prune(adapters.db, older_than_s=3600, most=500) == 0  # it ended just now
+    adapters.db.transaction(lambda c: outcomes.mark_sent(c, [(sent, Outcome(OutcomeKind.ACCEPTED))]))
+    adapters.db.transaction(lambda c: outcomes.bury(c, dead, FAILED, DeadLetterReason.REJECTED))
+    assert upkeep.prune(adapters.db, older_than_s=3600, most=500) == 0  # it ended just now
     adapters.db.all("UPDATE messages SET ended_at = ended_at - interval '2 hours' WHERE ended_at IS NOT NULL")
-    assert messages.prune(adapters.db, older_than_s=3600, most=500) == 1
+    assert upkeep.prune(adapters.db, older_than_s=3600, most=500) == 1
     assert sorted(states(adapters)) == ["failed", "queued", "sending"]
     assert len(adapters.db.all("SELECT * FROM attempts")) == 2

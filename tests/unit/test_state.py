@@ -1,12 +1,14 @@
 """The life cycle holds together, and the README draws the same one."""
 
 import re
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 
+from workers import store
 from workers.domain.state import HEADS, IN_FLIGHT, OVER, TRANSITIONS, WAITING, State, Status, moves_from
-from workers.store import amend, failures, messages
 
 FAILED_MAY_LEAVE = {"retry", "resolve_as_sent", "dismiss", "accept_late_answer", "mark_proved"}
 
@@ -45,7 +47,8 @@ def test_every_status_stands_for_some_state() -> None:
 
 @pytest.mark.parametrize("transition", TRANSITIONS, ids=lambda transition: transition.name)
 def test_every_transition_is_a_statement_of_the_store(transition) -> None:  # type: ignore[no-untyped-def]
-    assert any(callable(getattr(room, transition.name, None)) for room in (messages, failures, amend)), transition.name
+    modules = [import_module(f"workers.store.{module.name}") for module in iter_modules(store.__path__)]
+    assert any(callable(getattr(module, transition.name, None)) for module in modules), transition.name
 
 
 def test_the_readme_draws_this_life_cycle(repository: Path) -> None:

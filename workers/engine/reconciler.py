@@ -14,7 +14,7 @@ from workers.clock import monotonic_s
 from workers.domain.errors import StoreUnavailable
 from workers.services.epochs import Keeper
 from workers.services.recovery import DEAD_FOR_S, Departures, Overlooked, expire, rebuild_tokens
-from workers.store import accounts, audit, epochs, messages
+from workers.store import accounts, audit, epochs, lines, upkeep, waiting
 from workers.store.glance import Glance, glance
 from workers.telemetry.logs import logger
 
@@ -65,8 +65,8 @@ class Reconciler:
             self._chores_s = monotonic_s()
             self._more_to_prune = True
             steps["overlooked"] = self._overlooked.wake
-            steps["lines_mended"] = lambda: messages.mend_headless_lines(a.db)
-            steps["tallies_folded"] = lambda: messages.fold_tallies(a.db)
+            steps["lines_mended"] = lambda: lines.mend_headless_lines(a.db)
+            steps["tallies_folded"] = lambda: upkeep.fold_tallies(a.db)
         if self._more_to_prune:
             steps["pruned"] = self._prune
         return {name: self._try(name, step) for name, step in steps.items()}
@@ -114,8 +114,8 @@ class Reconciler:
         by_name = not self._rounds % BY_NAME_EVERY or a.wakeups.broker_is_away()
         if not by_name and written is not None and written == self._in_order_at:
             return 0
-        if by_name or messages.count_accounts_waiting(a.db) > a.wakeups.count():
-            woken = a.wakeups.wake_all(messages.accounts_waiting(a.db))
+        if by_name or waiting.count_accounts_waiting(a.db) > a.wakeups.count():
+            woken = a.wakeups.wake_all(waiting.accounts_waiting(a.db))
         else:
             woken = 0
         self._in_order_at = None if woken else written
@@ -128,7 +128,7 @@ class Reconciler:
         if epoch is None:
             return 0
         if epoch.server != seen.server:
-            a.wakeups.forget(messages.accounts_waiting(a.db))
+            a.wakeups.forget(waiting.accounts_waiting(a.db))
         rebuilt = rebuild_tokens(a.db, a.tokens, epoch, a.settings.rate_limit, pause)
         if rebuilt or epoch.number != seen.number:
             self._rounds = -1
@@ -141,7 +141,7 @@ class Reconciler:
         a, settings = self._a, self._a.settings
         limits = accounts.limits_in_use(a.db) | {settings.rate_limit}
         keep_s = max(settings.retention_days * DAY_S, max(limit.longest_period_s for limit in limits) + DAY_S)
-        pruned = messages.prune(a.db, keep_s, PRUNED_AT_ONCE)
+        pruned = upkeep.prune(a.db, keep_s, PRUNED_AT_ONCE)
         forgotten = audit.prune(a.db, settings.audit_retention_days * DAY_S, PRUNED_AT_ONCE)
         self._more_to_prune = PRUNED_AT_ONCE in (pruned, forgotten)
         return pruned + forgotten

@@ -13,7 +13,7 @@ from workers.domain.errors import Conflict, NotFound, Unreadable
 from workers.domain.events import AccountChanged, AccountPaused, AccountResumed
 from workers.services.budgets import Budgets, announce
 from workers.services.publish import Publisher
-from workers.store import accounts, audit, budgets, messages
+from workers.store import accounts, audit, budgets, lines
 from workers.store.accounts import Account
 from workers.store.queries import Scope
 from workers.store.session import Connection, Database
@@ -92,7 +92,7 @@ class Accounts:
             audit.note(c, by, Action.RESUME, account_id)
             accounts.open_again(c, account_id)
             together = accounts.lift_cooldown(c, account_id)
-            messages.end_line_rests(c, together)
+            lines.end_line_rests(c, together)
             return together
 
         together = self.db.transaction(work)

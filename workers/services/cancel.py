@@ -7,7 +7,7 @@ from workers.domain.errors import Conflict, NotFound
 from workers.domain.events import BatchCancelled
 from workers.domain.state import State, Status
 from workers.services.publish import Publisher
-from workers.store import batches, messages, queries
+from workers.store import batches, endings, queries
 from workers.store.queries import Scope
 from workers.store.session import Database, Row
 
@@ -20,7 +20,7 @@ def cancel(db: Database, publisher: Publisher, message_id: str, *, scope: Scope,
     row = queries.message(db, message_id, scope)
     if row is None:
         raise NotFound(f"No message {message_id}")
-    cancelled = messages.cancel(db, message_id, by)
+    cancelled = endings.cancel(db, message_id, by)
     if cancelled is None:
         raise Conflict(refusal("cancelled", queries.message(db, message_id, scope) or row))
     publisher.publish([cancelled])

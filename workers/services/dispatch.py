@@ -41,8 +41,9 @@ from workers.services.epochs import explain_loss
 from workers.services.publish import Publisher
 from workers.services.senders import Senders
 from workers.services.settle import RESTS, Settled, Settlement, settle
-from workers.store import accounts, messages
+from workers.store import accounts, waiting
 from workers.store.accounts import Account
+from workers.store.claims import CLAIMED_AT_ONCE, claim_next, take_back
 from workers.store.session import Connection, Database
 from workers.telemetry import metrics, traces
 from workers.telemetry.logs import logger
@@ -50,7 +51,7 @@ from workers.wakeups import DRAIN_LEASE_S, Wakeups
 
 WIDTH = 256
 """Requests that one drain keeps out at once."""
-BATCH = messages.CLAIMED_AT_ONCE
+BATCH = CLAIMED_AT_ONCE
 """Messages claimed, and outcomes recorded, in one turn of the loop."""
 MOST_DRAINS = 4
 """Drains of one account at once, whatever its limits: others want their turn."""
@@ -127,7 +128,7 @@ class Dispatcher:
         drain = _Drain(self, account, limits, drain_id)
         try:
             drain.unlock()
-            return drain.run(messages.count_queued(self.db, account_id))
+            return drain.run(waiting.count_queued(self.db, account_id))
         finally:
             drain.leave()
 
@@ -313,11 +314,11 @@ class _Drain:
             return Settled(), []
 
         def work(c: Connection) -> tuple[Settled, list[Claim] | None]:
-            taken_back = messages.take_back(c, self._unconfirmed, self._.worker)
+            taken_back = take_back(c, self._unconfirmed, self._.worker)
             settled = settle(c, finished)
             if taken_back.count:
                 settled.events.append(taken_back)
-            claims = messages.claim_next(
+            claims = claim_next(
                 c,
                 self._account.id,
                 tokens,
@@ -500,5 +501,5 @@ class _Drain:
         denied_s = self._denied_for_s()
         if self._claimable and denied_s > 0:
             return denied_s
-        due_s = messages.next_due_s(self._.db, self._account.id)
+        due_s = waiting.next_due_s(self._.db, self._account.id)
         return None if due_s is None else max(due_s, denied_s, SOON_S)

@@ -7,7 +7,7 @@ A reconciler compares the server that it talks to with the epoch in PostgreSQL, 
     another one                ask to take over; if nobody who talks to the epoch's server objects, open a new epoch
 
 Under a new epoch every key's tokens are rebuilt from the attempts on record (`recovery.rebuild_tokens`). Until then the
-server gives out none, and what any other server gave out is void (`messages.claim_next`).
+server gives out none, and what any other server gave out is void (`claims.claim_next`).
 """
 
 from collections.abc import Callable

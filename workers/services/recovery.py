@@ -38,7 +38,7 @@ from workers.domain.outcome import Outcome, OutcomeKind
 from workers.domain.state import State
 from workers.services.publish import Publisher
 from workers.services.settle import Settlement, settle
-from workers.store import accounts, budgets, messages, queries
+from workers.store import accounts, budgets, endings, lookups, queries, upkeep, waiting
 from workers.store.epochs import Epoch
 from workers.store.glance import LOCK_CLASS, Glance, glance, living
 from workers.store.session import Connection, Database
@@ -84,7 +84,7 @@ class Rescuer:
         seen = seen or glance(self.db)
         if not seen.living:  # at least the pacer that this runs in should be there
             self.all_lost_s = now
-        orphans = messages.find_orphans(self.db, grace_s=GRACE_S, lock_class=LOCK_CLASS) if seen.under_way else []
+        orphans = upkeep.find_orphans(self.db, grace_s=GRACE_S, lock_class=LOCK_CLASS) if seen.under_way else []
         missing = {orphan.worker: now - orphan.server_up_s for orphan in orphans}
         self.missing_since_s = {
             worker: max(self.missing_since_s.get(worker, now), since) for worker, since in missing.items()
@@ -99,7 +99,7 @@ class Rescuer:
             rescued += self._settle(orphan, "hung" if overdue else "died")
         return rescued
 
-    def _settle(self, orphan: messages.Orphan, what: str) -> int:
+    def _settle(self, orphan: upkeep.Orphan, what: str) -> int:
         account = accounts.get(self.db, orphan.claim.account_id)
         assert account is not None, "messages refer to accounts"
         channel = self.channels[account.channel]
@@ -134,7 +134,7 @@ class Departures:
             present = living(self.db)
         gone = self.present - present
         if gone:
-            self.wakeups.evict(messages.accounts_waiting(self.db), gone)
+            self.wakeups.evict(waiting.accounts_waiting(self.db), gone)
             self.wakeups.publish_again()
             log.info("processes_gone", processes=sorted(gone))
         self.present = present  # not before: should Redis be away, they are noticed again
@@ -178,7 +178,7 @@ def _uses(db: Database, lost: Collection[str], longest_s: float) -> Mapping[str,
     for source in budgets.sources(db, lost):
         counts_in[source.budget].append(source)
     found: defaultdict[str, list[Use]] = defaultdict(list)
-    for row in messages.token_uses(db, longest_s):
+    for row in budgets.token_uses(db, longest_s):
         use = Use(row["token"], row["ended_s"])
         found[row["budget"]].append(use)
         for source in counts_in[row["budget"]]:
@@ -189,7 +189,7 @@ def _uses(db: Database, lost: Collection[str], longest_s: float) -> Mapping[str,
 
 def expire(db: Database, publisher: Publisher) -> int:
     """Close what is past its expiresAt; whoever stood behind it in line may go now. Returns how many."""
-    expired = messages.expire(db)
+    expired = endings.expire(db)
     publisher.publish(expired)
     return len(expired)
 
@@ -257,7 +257,7 @@ def verify(
         out: dict[Future[int], str] = {}
         while True:
             while len(out) < LOOKUP_WIDTH and not stopping.is_set():
-                lookup = messages.claim_lookup(db, 2 * LOOKUP_TIMEOUT_S, busy=out.values())
+                lookup = lookups.claim_lookup(db, 2 * LOOKUP_TIMEOUT_S, busy=out.values())
                 if lookup is None:
                     break
                 out[pool.submit(verifier.look_up, lookup)] = lookup.claim.account_id
@@ -279,7 +279,7 @@ class _Verifier:
     vault: Vault
     retry: RetryPolicy
 
-    def look_up(self, lookup: messages.Lookup) -> int:
+    def look_up(self, lookup: lookups.Lookup) -> int:
         """Ask the upstream, and record what follows. Returns 1, or 0 if nothing came of it."""
         claim = lookup.claim
         account = accounts.get(self.db, claim.account_id)
@@ -300,7 +300,7 @@ class _Verifier:
         self.publisher.publish([LookedUp(claim=claim, finding=finding, lookups=lookup.lookups, state=state)])
         return 1
 
-    def _ask(self, channel: Channel, sender: Sender, lookup: messages.Lookup) -> Finding:
+    def _ask(self, channel: Channel, sender: Sender, lookup: lookups.Lookup) -> Finding:
         """Channels do not raise; should one all the same, its message must not be looked up for ever."""
         chat_id = lookup.claim.recipient_id
         try:
@@ -310,21 +310,21 @@ class _Verifier:
             history = History(error=type(error).__name__)
         return compare(history, lookup.claim, lookup.known_ids)
 
-    def _record(self, c: Connection, lookup: messages.Lookup, finding: Finding) -> LookupDecision:
+    def _record(self, c: Connection, lookup: lookups.Lookup, finding: Finding) -> LookupDecision:
         claim = lookup.claim
-        messages.lock_chat(c, claim)
+        lookups.lock_chat(c, claim)
         found = finding.evidence is Evidence.FOUND
-        is_anothers = found and messages.is_anothers(c, claim, finding.upstream_id)
+        is_anothers = found and lookups.is_anothers(c, claim, finding.upstream_id)
         decision = decide_lookup(finding, claim, lookup.lookups, self.retry, is_anothers=is_anothers)
         match decision:
             case ConfirmSent(upstream_id):
-                messages.confirm_sent(c, claim, upstream_id)
+                lookups.confirm_sent(c, claim, upstream_id)
             case SendAgain():
-                messages.confirm_absent(c, claim)
+                lookups.confirm_absent(c, claim)
             case LookAgain(delay_s, counted):
-                messages.look_again(c, claim, delay_s, counted=counted)
+                lookups.look_again(c, claim, delay_s, counted=counted)
             case GiveUp(reason, error):
-                messages.bury_unverified(c, claim, reason, error)
+                lookups.bury_unverified(c, claim, reason, error)
         return decision
 
 

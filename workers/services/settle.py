@@ -19,7 +19,7 @@ from workers.domain.errors import StaleClaim
 from workers.domain.events import AccountPaused, Event, Proved, Stale
 from workers.domain.message import Claim
 from workers.domain.outcome import Blame, Outcome
-from workers.store import accounts, audit, messages
+from workers.store import accounts, audit, lines, outcomes
 from workers.store.session import Connection
 
 RESTS = {DeferralReason.UPSTREAM: "away", DeferralReason.CREDIT: "credit"}
@@ -52,8 +52,8 @@ def settle(c: Connection, settlements: list[Settlement]) -> Settled:
     """Make the transitions, within the caller's transaction. A claim that is not ours any more is reported, and the
     others go on: their outcomes must not be lost with it."""
     accepted = [(s.claim, s.outcome) for s in settlements if isinstance(s.decision, MarkSent)]
-    sent = messages.mark_sent(c, accepted)
-    elected = messages.elect_heads(c, [claim.line for claim, _ in accepted])
+    sent = outcomes.mark_sent(c, accepted)
+    elected = lines.elect_heads(c, [claim.line for claim, _ in accepted])
     in_time = {event.claim.message_id for event in sent}
     events: list[Event] = [*sent]
     for settlement in settlements:
@@ -71,18 +71,18 @@ def _settle_message(c: Connection, settlement: Settlement) -> Event:
     moved: Event
     match settlement.decision:
         case MarkSent():
-            return messages.accept_late_answer(c, claim, outcome)
+            return outcomes.accept_late_answer(c, claim, outcome)
         case ScheduleRetry(delay_s):
-            moved = messages.schedule_retry(c, claim, outcome, delay_s)
+            moved = outcomes.schedule_retry(c, claim, outcome, delay_s)
         case Defer(reason, delay_s, cooldown_s):
-            moved = messages.defer(
+            moved = outcomes.defer(
                 c, claim, outcome, reason, channel=settlement.channel, delay_s=delay_s, cooldown_s=cooldown_s
             )
         case AwaitVerification(delay_s):
-            moved = messages.await_verification(c, claim, outcome, delay_s)
+            moved = outcomes.await_verification(c, claim, outcome, delay_s)
         case Bury(reason):
-            moved = messages.bury(c, claim, outcome, reason)
-    return Proved(claim=claim, outcome=outcome) if messages.mark_proved(c, claim) else moved
+            moved = outcomes.bury(c, claim, outcome, reason)
+    return Proved(claim=claim, outcome=outcome) if outcomes.mark_proved(c, claim) else moved
 
 
 def _settle_account(c: Connection, settlement: Settlement) -> list[Event]:

@@ -18,9 +18,9 @@ from workers.domain.state import State
 from workers.services.bulk import Share, first_id, ids_like, latest, line_up, shares
 from workers.services.estimate import BlockedBy, Estimate, Place, estimate
 from workers.services.publish import Publisher
-from workers.store import accounts, messages, queries
+from workers.store import accept, accounts, queries
+from workers.store.accept import Accepted
 from workers.store.accounts import Account, LineAhead, Standing
-from workers.store.messages import Accepted
 from workers.store.session import Database
 from workers.telemetry.logs import logger
 from workers.wakeups import EXPECTED_LATENCY_S, Wakeups
@@ -94,7 +94,7 @@ class Submitter:
         with self._unless_accepted_before(by, key):
             check_times(message.send_at, message.expires_at, standing.at)
             self._check_room(standing, 1)
-        accepted = messages.accept(self.db, message, by=by, estimated_at=promise.at, key=key, fingerprint=fingerprint)
+        accepted = accept.accept(self.db, message, by=by, estimated_at=promise.at, key=key, fingerprint=fingerprint)
         if accepted.replayed:
             check_reuse(accepted, fingerprint)
         else:
@@ -138,7 +138,7 @@ class Submitter:
         last = max(range(len(wanted)), key=lambda n: (promises[n].at or _NEVER, places[n].position))
         for id_, message, promise in zip(ids, wanted, promises, strict=True):
             message.update(id=id_, estimated_at=promise.at)
-        accepted = messages.accept_many(self.db, wanted, by=by, last_to_go=ids[last], key=key, fingerprint=fingerprint)
+        accepted = accept.accept_many(self.db, wanted, by=by, last_to_go=ids[last], key=key, fingerprint=fingerprint)
         if first_use := accepted.first_use:
             check_reuse(first_use, fingerprint)
             return _replay(first_use, wanted)
@@ -191,7 +191,7 @@ class Submitter:
         try:
             yield
         except (InvalidMessage, QueueFull):
-            if not (key and messages.key_used(self.db, by.subject, key)):
+            if not (key and accept.key_used(self.db, by.subject, key)):
                 raise
 
     def _check_room(self, standing: Standing, more: int) -> None:

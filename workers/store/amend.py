@@ -9,7 +9,9 @@ from psycopg.types.json import Jsonb
 from workers.domain.actor import Action, Actor
 from workers.domain.message import Line
 from workers.store import audit
-from workers.store.messages import DOUBTFUL, elect_heads
+from workers.store.endings import DOUBTFUL
+from workers.store.lines import elect_heads
+from workers.store.plans import unindexed
 from workers.store.session import Connection, Database, Row
 
 
@@ -29,7 +31,7 @@ SELECT id, account_id, recipient_id, content, media_ids, priority, send_at, expi
     m.attempts > 0 AND (SELECT true FROM attempts a WHERE a.message_id = m.id AND a.counted AND a.outcome = 'unknown'
                         LIMIT 1) IS TRUE AS may_have_arrived
 FROM messages m
-WHERE m.id = %(message_id)s AND m.state || '' IN ('scheduled', 'held', 'queued') AND NOT {DOUBTFUL}
+WHERE m.id = %(message_id)s AND {unindexed("m.state")} IN ('scheduled', 'held', 'queued') AND NOT {DOUBTFUL}
 FOR UPDATE
 """
 
@@ -50,7 +52,7 @@ WITH amended AS (
                       WHEN m.state = 'scheduled' THEN now()
                       ELSE m.due_at END,
         estimated_at = CASE WHEN NOT %(moves)s::boolean THEN m.estimated_at END
-    WHERE m.id = %(message_id)s AND m.state || '' IN ('scheduled', 'held', 'queued')
+    WHERE m.id = %(message_id)s AND {unindexed("m.state")} IN ('scheduled', 'held', 'queued')
     RETURNING m.id, m.account_id
 ), noted AS ({audit.entry(Action.AMEND, rows="amended", message_id="id", details="%(details)s::jsonb")})
 SELECT id FROM amended

@@ -10,7 +10,9 @@ from workers.domain.actor import Action, Actor
 from workers.domain.message import Line
 from workers.domain.state import State
 from workers.store import audit
-from workers.store.messages import DOUBTFUL, elect_heads, line_rests
+from workers.store.endings import DOUBTFUL
+from workers.store.lines import elect_heads, line_rests
+from workers.store.plans import unindexed
 from workers.store.queries import Scope
 from workers.store.session import Connection, Database, Row
 
@@ -30,7 +32,7 @@ def counts(db: Database, batch_id: str, scope: Scope) -> dict[State, int]:
 _LAST = f"""
 WITH waiting AS MATERIALIZED (
     SELECT id, account_id, priority, redriven, due_at, seq
-    FROM messages m WHERE {_OF_BATCH} AND m.state || '' IN ('scheduled', 'held', 'queued')
+    FROM messages m WHERE {_OF_BATCH} AND {unindexed("m.state")} IN ('scheduled', 'held', 'queued')
 ), last AS (
     (SELECT DISTINCT ON (account_id) id FROM waiting
      ORDER BY account_id, priority, redriven DESC, due_at DESC, seq DESC)
@@ -50,7 +52,7 @@ def last_to_go(db: Database, batch_id: str, scope: Scope) -> list[Row]:
 # The last of each line first: had its head been cancelled alone, the next would take its place and might be sent.
 _WAITING = f"""
 SELECT array_agg(m.id ORDER BY m.account_id, m.recipient_id, m.priority, m.due_at DESC, m.seq DESC) AS ids
-FROM messages m WHERE {_OF_BATCH} AND m.state || '' IN ('scheduled', 'held', 'queued')
+FROM messages m WHERE {_OF_BATCH} AND {unindexed("m.state")} IN ('scheduled', 'held', 'queued')
 """
 
 
@@ -65,11 +67,12 @@ _NOTED = audit.entry(Action.CANCEL_BATCH, rows="share", details="details")
 _CANCEL_MANY = f"""
 WITH wanted AS (
     SELECT id FROM messages m
-    WHERE m.id = ANY(%(message_ids)s::text[]) AND m.state || '' IN ('scheduled', 'held', 'queued') AND NOT {DOUBTFUL}
+    WHERE m.id = ANY(%(message_ids)s::text[]) AND {unindexed("m.state")} IN ('scheduled', 'held', 'queued')
+      AND NOT {DOUBTFUL}
     ORDER BY id FOR UPDATE
 ), cancelled AS (
     UPDATE messages m SET state = 'cancelled', ended_at = clock_timestamp()
-    FROM wanted WHERE m.id = wanted.id AND m.state || '' IN ('scheduled', 'held', 'queued')
+    FROM wanted WHERE m.id = wanted.id AND {unindexed("m.state")} IN ('scheduled', 'held', 'queued')
     RETURNING m.id, m.account_id, m.recipient_id, m.priority
 ), share AS (
     SELECT account_id, jsonb_build_object('batchId', %(batch_id)s::text, 'messages', count(*)) AS details

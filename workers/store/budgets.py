@@ -131,3 +131,21 @@ def sources(db: Database, budgets: Collection[str]) -> list[Source]:
     """The budgets whose uses count in these too."""
     rows = db.all(_SOURCES, {"budgets": list(budgets)})
     return [Source(row["budget"], row["counts_in"], row["left_ago_s"]) for row in rows]
+
+
+_USES = """
+SELECT coalesce(budget, account_id) AS budget, token,
+       extract(epoch FROM CASE WHEN outcome IS NULL OR outcome = 'unknown' THEN greatest(deadline_at, ended_at)
+                               ELSE ended_at END - clock_timestamp())::float8 AS ended_s,
+       extract(epoch FROM clock_timestamp() - started_at)::float8 AS started_ago_s
+FROM attempts
+WHERE spent AND started_at > now() - (%(longest_s)s + 3600) * interval '1 second'
+"""
+
+
+def token_uses(db: Database, longest_s: float) -> list[Row]:
+    """Every use of a token in the last `longest_s` seconds, all budgets at once: what a lost Redis is rebuilt from.
+
+    A use ended with its answer; where none came, with its deadline.
+    """
+    return [row for row in db.all(_USES, {"longest_s": longest_s}) if row["ended_s"] > -longest_s]

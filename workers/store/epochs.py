@@ -1,6 +1,6 @@
 """The epoch of the tokens: which Redis server gives them out. One row, for one server at a time.
 
-A claim names the origin of its tokens and is void under another epoch (`messages.claim_next`). So if two servers give
+A claim names the origin of its tokens and is void under another epoch (`claims.claim_next`). So if two servers give
 out tokens, the messages of only one are sent. A claim reads the row without a lock: a token that was borrowed before a
 new epoch was opened, and claimed after its books were read, is too old to be sent (`START_WITHIN_S`).
 """

@@ -6,7 +6,8 @@ from datetime import datetime
 from workers.domain.actor import Action, Actor
 from workers.domain.message import Line
 from workers.store import audit
-from workers.store.messages import elect_heads
+from workers.store.lines import elect_heads
+from workers.store.plans import unindexed
 from workers.store.session import Connection, Database
 
 _RETRIED = audit.entry(
@@ -18,7 +19,7 @@ _RETRIED = audit.entry(
 _RETRY = f"""
 WITH wanted AS (
     SELECT id FROM messages m
-    WHERE m.id = ANY(%(message_ids)s::text[]) AND m.state || '' = 'failed'
+    WHERE m.id = ANY(%(message_ids)s::text[]) AND {unindexed("m.state")} = 'failed'
       AND (%(expires_at)s::timestamptz IS NOT NULL OR m.expires_at IS NULL OR m.expires_at > statement_timestamp())
     ORDER BY id FOR UPDATE
 ), closed AS (
@@ -31,7 +32,7 @@ WITH wanted AS (
         tries = 0, throttles = 0, redriven = %(redriven)s, ended_at = NULL, estimated_at = NULL,
         expires_at = coalesce(%(expires_at)s::timestamptz, m.expires_at),
         request_id = %(by_request_id)s, traceparent = %(by_traceparent)s
-    FROM closed WHERE m.id = closed.message_id AND m.state || '' = 'failed'
+    FROM closed WHERE m.id = closed.message_id AND {unindexed("m.state")} = 'failed'
     RETURNING m.id, m.account_id, m.recipient_id, m.priority, m.queued_at
 ), noted AS ({_RETRIED})
 SELECT * FROM queued
@@ -69,7 +70,7 @@ WITH closed AS (
     RETURNING message_id
 ), resolved AS (
     UPDATE messages m SET state = 'sent', sent_at = clock_timestamp(), ended_at = clock_timestamp()
-    FROM closed WHERE m.id = closed.message_id AND m.state || '' = 'failed'
+    FROM closed WHERE m.id = closed.message_id AND {unindexed("m.state")} = 'failed'
     RETURNING m.id, m.account_id
 ), noted AS ({audit.entry(Action.RESOLVE, rows="resolved", message_id="id")})
 SELECT id FROM resolved
@@ -90,14 +91,14 @@ _DISMISSED = audit.entry(
 # four ends, this is the one for a message that a person did not want sent any more.
 _DISMISS = f"""
 WITH wanted AS (
-    SELECT id FROM messages m WHERE m.id = %(message_id)s AND m.state || '' = 'failed' FOR UPDATE
+    SELECT id FROM messages m WHERE m.id = %(message_id)s AND {unindexed("m.state")} = 'failed' FOR UPDATE
 ), closed AS (
     UPDATE dead_letters d SET closed_at = clock_timestamp(), closed_as = 'dismissed', closed_by = %(by_subject)s
     FROM wanted WHERE d.message_id = %(message_id)s AND d.message_id = wanted.id AND d.closed_at IS NULL
     RETURNING d.message_id
 ), dismissed AS (
     UPDATE messages m SET state = 'cancelled', ended_at = clock_timestamp()
-    FROM closed WHERE m.id = closed.message_id AND m.state || '' = 'failed'
+    FROM closed WHERE m.id = closed.message_id AND {unindexed("m.state")} = 'failed'
     RETURNING m.id, m.account_id
 ), noted AS ({_DISMISSED})
 SELECT id FROM dismissed
