@@ -1,11 +1,11 @@
-"""Strict rolling-window rate limits, kept in Redis and judged by its clock.
+"""Strict rolling-window rate limits, stored in Redis and judged by the clock of the Redis server.
 
-A *limit* is N per period. A *token* is one permission to use the limited thing. It is *borrowed* before the use and
-out on loan until it is *returned* (usable again one whole period later) or *refunded* (certainly not used: usable at
-once). So the limited party, which notices the use some time between borrow and return, never sees more than N in any
-rolling period, whatever the latency between the two.
+A *limit* is N per period. A *token* is one permission to use the limited resource. A caller *borrows* a token before
+the use. The token is on loan until the caller *returns* it (usable again one whole period later) or *refunds* it
+(certainly not used: usable at once). The owner of the resource sees the use at some time between borrow and return. So
+it never sees more than N uses in any rolling period, whatever the latency.
 
-The package knows nothing of messages and imports nothing of Paceline.
+The package does not depend on messages and imports nothing of Paceline.
 """
 
 from ratelimit.connection import connect

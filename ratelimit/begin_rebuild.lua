@@ -1,8 +1,9 @@
--- Mark a gate whose past is lost as being rebuilt. KEYS[1] uses, KEYS[2] gate, KEYS[3] filled; ARGV: the epoch to fill it
--- under, a random word, and how far back its past must be known (us).
--- Returns the nonce to finish with (another rebuilder's, if it was first), or "" if nothing is lost.
--- The nonce is what makes a slow rebuilder harmless: should the data be lost again before it finishes, the nonce is
--- gone too, and its outdated picture is refused.
+-- Mark a gate as being rebuilt if its past is lost.
+-- KEYS[1] uses, KEYS[2] gate, KEYS[3] filled.
+-- ARGV: the epoch to fill it under, a random word, how far back its past must be known (us).
+-- Returns the nonce for finish_rebuild.lua (of another rebuilder if that one was first), or "" if nothing is lost.
+-- The nonce makes a slow rebuilder harmless: if the data is lost again before it finishes, the nonce is lost too, and
+-- the outdated uses are refused.
 local epoch, mine = ARGV[1], '?' .. ARGV[1] .. ':'
 local gate = redis.call('HMGET', KEYS[2], 'known', 'epoch')
 local known = gate[1]

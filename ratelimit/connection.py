@@ -1,7 +1,7 @@
 """A Redis client with timeouts, and scripts that survive a restart of the server.
 
-A client does not remember which server it talked to before, nor greets one in any way of its own: the scripts compare
-the server that they run on with the one that filled its data (`this_server.lua`), in every grant.
+A client does not remember which server it talked to before. Instead, in every grant, the scripts compare the server
+that they run on with the server that filled the data (`this_server.lua`).
 """
 
 import os
@@ -27,8 +27,8 @@ KEEPALIVE = {
     for name, value in {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}.items()
     if hasattr(socket, name)
 }
-"""A server that is gone without a word is found out within some 10 s, also by who only listens. Not everywhere can it
-be set."""
+"""TCP keepalive: a server that vanishes silently is detected within about 10 s, also on connections that only listen.
+Some platforms do not support these options."""
 
 _T = TypeVar("_T")
 
@@ -38,16 +38,16 @@ AWAY = (
     redis.exceptions.ReadOnlyError,
     redis.exceptions.OutOfMemoryError,
 )
-"""What Redis answers, or does not, when nothing can be done with it right now."""
+"""Errors that mean that Redis is unavailable."""
 REFUSES = ("NOREPLICAS", "MISCONF", "MASTERDOWN")
-"""The same, of a server that is there and may not write just now: too few replicas, no room on its disk, no master."""
+"""Also unavailable: a server that answers but refuses writes (too few replicas, disk full, no master)."""
 
 
 def connect(url: str, *, timeout_s: float = 2.0) -> redis.Redis:
-    """A client for `Tokens`, safe to share between threads.
+    """Return a client for `Tokens` that threads can share.
 
-    A broken connection is tried once more at once (a pooled one may have died while idle); a time-out is not: the
-    command may have run, and a token borrowed twice would stay out for its whole loan.
+    A broken connection is retried once, because a pooled connection may have died while idle. A timeout is not retried:
+    the command may have run, and a token borrowed twice would stay on loan until the loan ends.
     """
     tcp: dict[str, Any] = {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}
     retry = Retry(ConstantBackoff(PAUSE_S), retries=1, supported_errors=(redis.ConnectionError,))
@@ -62,23 +62,23 @@ def connect(url: str, *, timeout_s: float = 2.0) -> redis.Redis:
 
 
 def answered(call: Callable[[], _T]) -> _T:
-    """Make a call to Redis. Raises `TokensUnavailable` while it is away."""
+    """Make a call to Redis. Raises `TokensUnavailable` if Redis is unavailable."""
     try:
         return call()
     except AWAY as error:
         raise TokensUnavailable(f"Redis did not answer: {error}") from error
     except redis.ResponseError as error:
-        # In front of what a command in a pipeline was answered, redis-py says which one it was.
+        # In a pipeline, redis-py puts the name of the command in front of the error.
         if not str(error).rpartition(" of pipeline caused error: ")[2].startswith(REFUSES):
             raise
         raise TokensUnavailable(f"Redis refuses: {error}") from error
 
 
 class Script:
-    """A Lua script, called over a connection that the calling thread keeps to itself. By way of redis-py's pool, its
-    retries and hooks, the client's part of a call costs twice as much; and a drain makes one every turn.
+    """A Lua script, called over a connection that belongs to the calling thread. With redis-py's pool, retries and
+    hooks, the client's share of a call would cost twice as much, and a drain makes one call every turn.
 
-    Survives SCRIPT FLUSH: NOSCRIPT is answered by loading it again, in pipelines too.
+    Survives SCRIPT FLUSH: after NOSCRIPT it is loaded again, in pipelines too.
     """
 
     def __init__(self, client: redis.Redis, source: str) -> None:
@@ -99,11 +99,11 @@ class Script:
         try:
             connection.send_command(*command)
             return connection.read_response()
-        except redis.ConnectionError:  # see `connect`: it may have died while nobody used it
+        except redis.ConnectionError:  # see `connect`: it may have died while idle
             connection.disconnect()
             time.sleep(PAUSE_S)
         except redis.ResponseError as error:
-            if isinstance(error, redis.exceptions.ReadOnlyError):  # it leads to a master that is none any more
+            if isinstance(error, redis.exceptions.ReadOnlyError):  # it leads to a former master
                 connection.disconnect()
             raise
         except BaseException:  # half an answer may be on its way
@@ -117,7 +117,7 @@ class Script:
             raise
 
     def _connection(self) -> Any:
-        """This thread's own. It goes with the thread, and is not inherited by a fork."""
+        """Return the connection of this thread. It ends with the thread, and a fork does not inherit it."""
         if getattr(self._own, "pid", None) != os.getpid():
             self._own.connection = self._pool.connection_class(**self._pool.connection_kwargs)
             self._own.pid = os.getpid()
@@ -128,10 +128,10 @@ _by_client: weakref.WeakKeyDictionary[redis.Redis, threading.local] = weakref.We
 
 
 def _connections(client: redis.Redis) -> threading.local:
-    """Where a client's scripts, all of them, keep each thread's connection."""
+    """Return the storage of each thread's connection, shared by all scripts of a client."""
     return _by_client.setdefault(client, threading.local())
 
 
 def script(client: redis.Redis, *paths: Path) -> Script:
-    """The script in the last of these files; in front of it what it uses of the others."""
+    """Return the script in the last file, preceded by the functions of the other files."""
     return Script(client, "".join(path.read_text() for path in paths))

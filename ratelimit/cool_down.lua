@@ -1,5 +1,5 @@
--- Close the gate until a time. Only ever extended: of two closings the later end wins.
--- KEYS[1] gate; ARGV[1] for how long (us). Returns how long it is closed from now on (us).
+-- Close the gate for some time. A cooldown is only ever extended: the later of two ends applies.
+-- KEYS[1] gate. ARGV[1] how long (us). Returns how long the gate is closed from now on (us).
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local until_us = math.max(now + ARGV[1], tonumber(redis.call('HGET', KEYS[1], 'cooldown') or 0))

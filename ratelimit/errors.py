@@ -1,13 +1,13 @@
-"""What can go wrong with limits and tokens. Being denied a token is not an error: it is a `Grant` of none."""
+"""Errors of limits and tokens. A denied token is not an error: it is a `Grant` without tokens."""
 
 
 class RateLimitError(Exception):
-    """Anything this package raises."""
+    """Base class of all errors of this package."""
 
 
 class BadLimits(RateLimitError, ValueError):
-    """The text does not describe limits; the message says what would."""
+    """The text does not describe limits. The message gives valid examples."""
 
 
 class TokensUnavailable(RateLimitError):
-    """Redis did not answer. Nothing may be used until it does: no token was handed out that the caller knows of."""
+    """Redis did not answer, so the caller got no token. The caller must not use anything until Redis answers."""

@@ -1,10 +1,11 @@
--- Bring the uses of a lost gate back and open it. KEYS[1] uses, KEYS[2] gate.
--- ARGV: nonce, closed for (us from now), keep for (us), known as far back as (us), {token, end of use (us from now, negative: in the past)}*
--- Returns 1, or 0 if this nonce is not the one the gate waits for (finished by another, or lost again).
+-- Restore the uses of a lost gate and open it. KEYS[1] uses, KEYS[2] gate.
+-- ARGV: nonce, cooldown (us from now), keep the uses for (us), how far back the past is known (us),
+--       {token, end of use (us from now, negative: in the past)}*
+-- Returns 1, or 0 if the gate has another nonce (another rebuilder has finished, or the data was lost again).
 if redis.call('HGET', KEYS[2], 'known') ~= ARGV[1] then return 0 end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
--- GT: of what an older copy of the data still has and what the books say, the later end is the safe one.
+-- GT: an older copy of the data and the books may differ about the end of a use. The later end is the safe one.
 for i = 5, #ARGV, 2 do
   redis.call('ZADD', KEYS[1], 'GT', string.format('%.0f', now + ARGV[i + 1]), ARGV[i])
 end

@@ -1,4 +1,4 @@
-"""When will the k-th in line go? Computed from the tokens' real return times, never from an average rate."""
+"""Forecasts when the k-th of a queue leaves, from the real return times of tokens, not from an average rate."""
 
 from bisect import bisect_left
 from collections import deque
@@ -12,10 +12,10 @@ _SAME_S = 1e-6
 def forecast(
     limits: Limits, uses: Sequence[float], place: int, *, latency_s: float, not_before_s: float = 0.0
 ) -> float:
-    """Seconds from now until the one at `place` (1: next to go) leaves.
+    """Return the seconds from now until the entry at `place` (1: next to go) leaves.
 
-    limits: what holds, all at once.
-    uses: when each known use ended, in seconds from now (negative: past; positive: a loan still out, taken to end
+    limits: the limits that all apply at once.
+    uses: when each known use ended, in seconds from now (negative: past; positive: an open loan, expected to end
         one latency from now).
     latency_s: how long a use is expected to take; a token comes back a period after it.
     not_before_s: nothing leaves earlier (a cooldown or a pause with an end).
@@ -36,9 +36,9 @@ def forecast_many(
     not_before_s: float = 0.0,
     later: Sequence[tuple[int, float]] = (),
 ) -> list[float]:
-    """The same for many places, in their order, by one walk to the last of them.
+    """Return the same for many places, in their order, in one pass to the last of them.
 
-    later: (place, seconds), both ascending: from this place on, nothing leaves before so many seconds have passed.
+    later: (place, seconds), both ascending: from this place on, nothing leaves earlier than that.
     Example, 1 per 10 s, latency 0, `later` (2, 60): places 1, 2 and 3 leave at 0, 60 and 70.
     """
     last = max(places, default=0)
@@ -63,7 +63,7 @@ def gone_before(
     later: Sequence[tuple[int, float]] = (),
     length: int,
 ) -> list[int]:
-    """How many of a queue of this length have left before each of these moments (seconds from now, ascending)."""
+    """Return how many of a queue of `length` have left before each moment (seconds from now, ascending)."""
     sections = [(1, not_before_s), *((place, at_s) for place, at_s in later if place <= length)]
     queue, wanted = _Queue(limits, uses, latency_s), deque(moments)
     found: list[int] = []
@@ -77,9 +77,10 @@ def gone_before(
 
 
 class _Queue:
-    """Departures worked out one by one until they repeat, every N of them a period and a latency after the N before:
-    for one limit from the second round on; for several once the slowest alone is what holds, soon unless their paces
-    are nearly the same.
+    """Computes departures one by one until they repeat: every N departures, one period and one latency later.
+
+    With one limit they repeat from the second round on. With several, they repeat once only the slowest limit matters.
+    That happens soon unless the paces of the limits are nearly the same.
     """
 
     def __init__(self, limits: Limits, uses: Sequence[float], latency_s: float) -> None:
@@ -87,14 +88,14 @@ class _Queue:
         self._windows = [(limit.count, limit.period_s) for limit in limits]
         self._latency_s = latency_s
         self._count, self._round_s = slowest.count, slowest.period_s + latency_s
-        # A departure looks back as far as the other limits reach: that many repetitions in a row, and all follow.
+        # A departure depends on the other limits' reach. After that many repetitions in a row, all later ones repeat.
         self._settled = max((limit.count for limit in limits if limit is not slowest), default=1)
         self._longest = max(limit.count for limit in limits)
         self._ends = sorted(min(end, latency_s) for end in uses)
         self._leaves = 0.0
 
     def go(self, n: int, not_before_s: float) -> Callable[[int], float]:
-        """The next n leave, none of them before this. Returns when the first, second, … of them does."""
+        """Let the next n leave, none before `not_before_s`. Returns a function: nth (from 1) -> when it leaves."""
         ends, known = self._ends, len(self._ends)
         gone = self._until_they_repeat(n, not_before_s)
 
@@ -102,13 +103,13 @@ class _Queue:
             rounds, beyond = divmod(nth - gone - 1, self._count) if nth > gone else (-1, nth - gone - 1 + self._count)
             return ends[known + gone + beyond - self._count] - self._latency_s + (rounds + 1) * self._round_s
 
-        if gone < n:  # what follows looks back as far as the longest limit reaches
+        if gone < n:  # later departures depend on as many ends as the longest limit counts
             ends += [leaves_at(nth) + self._latency_s for nth in range(max(gone + 1, n - self._longest + 1), n + 1)]
             self._leaves = ends[-1] - self._latency_s
         return leaves_at
 
     def _until_they_repeat(self, n: int, not_before_s: float) -> int:
-        """How many have left by then, n at most."""
+        """Compute departures until they repeat. Returns how many were computed, at most n."""
         leaves, repeated, gone, ends = max(self._leaves, not_before_s), 0, 0, self._ends
         while gone < n and repeated < self._settled:
             for most, period_s in self._windows:

@@ -1,2 +1,2 @@
--- Open the gate again before its cooldown is over. KEYS[1] gate.
+-- End the cooldown of a gate early. KEYS[1] gate.
 return redis.call('HDEL', KEYS[1], 'cooldown')

@@ -1,4 +1,4 @@
-"""Limits as people write them: `10/minute`, `10/2s`, `1/second,10/minute,1000/day` (every one holds at once)."""
+"""Limits as people write them: `10/minute`, `10/2s`, `1/second,10/minute,1000/day` (all apply at once)."""
 
 import itertools
 import re
@@ -20,12 +20,12 @@ _NAMES = {1: "second", 60: "minute", 3600: "hour", 86400: "day"}
 _LIMIT = re.compile(r"(\d{1,12})\s*/\s*(\d{1,12})?\s*([a-z]+)", re.ASCII)
 _EXAMPLES = "write e.g. 10/minute, 10/2s or 1/second,10/minute,1000/day"
 
-MAX_COUNT = 100_000  # a window remembers that many uses; more is not pacing any more
+MAX_COUNT = 100_000  # Redis stores this many uses per key; a higher limit paces nothing
 MAX_PERIOD_S = 31 * 86400
 
 
 def to_us(seconds: float) -> int:
-    """Seconds as the whole microseconds that Redis is told."""
+    """Convert seconds to the whole microseconds that are sent to Redis."""
     return round(seconds * MICROSECONDS)
 
 
@@ -50,7 +50,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Several limits that all hold at once, shortest period first."""
+    """Several limits that all apply at once, shortest period first."""
 
     all: tuple[Limit, ...]
 
@@ -69,11 +69,11 @@ class Limits:
 
     @property
     def most_at_once(self) -> int:
-        """How many tokens can be out at the same moment."""
+        """How many tokens can be on loan at the same time."""
         return min(limit.count for limit in self.all)
 
     def strictest(self, *others: "Limits") -> "Limits":
-        """The limits that hold where these and the others all hold: for each period the smallest count."""
+        """Return limits that satisfy these and the others: for each period the smallest count."""
         counts: dict[int, int] = {}
         for limit in itertools.chain(self.all, *(other.all for other in others)):
             counts[limit.period_us] = min(limit.count, counts.get(limit.period_us, limit.count))

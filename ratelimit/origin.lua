@@ -1,8 +1,9 @@
--- Where tokens come from here. KEYS[1] filled: hash epoch, server = which epoch and server this data was filled under,
--- given = grants so far, void = an epoch whose tokens were refused; KEYS[2] known: the epoch whose keys have all been
--- looked through.
--- Returns {this server, epoch or '' if the data is another server's, grants, 1 if nothing is known to be lost, 1 if the
--- epoch is void}.
+-- Return where tokens on this server come from.
+-- KEYS[1]  filled  hash: epoch, server = the epoch and server under which this data was filled; given = grants so far;
+--                  void = an epoch whose tokens were refused
+-- KEYS[2]  known   the epoch of which all keys have been checked
+-- Returns  {this server, epoch ('' if another server filled the data), grants, 1 if no loss is known, 1 if the epoch is
+--          void}
 local filled = redis.call('HMGET', KEYS[1], 'epoch', 'server', 'given', 'void')
 local server = this_server()
 local epoch = filled[2] == server and filled[1] or ''

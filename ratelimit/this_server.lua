@@ -1,6 +1,6 @@
--- Goes in front of scripts that must know which server they run on.
--- Returns a name that no other server has, nor this one after a restart or after it was a replica meanwhile: its
--- replication id. '' while it is a replica. A server that hides the id is known by its run id. Takes 3 us.
+-- A function that is put in front of scripts that must know which server they run on.
+-- Returns the replication id: a unique name of the server, which changes after a restart and after a time as replica.
+-- Returns '' on a replica, and the run id if the server hides its replication id. Takes 3 us.
 local function this_server()
   local info = redis.call('INFO', 'replication')
   if not string.find(info, 'role:master', 1, true) then return '' end

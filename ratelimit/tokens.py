@@ -1,14 +1,15 @@
 """Borrowing, returning and refunding tokens.
 
-What it promises: between borrow and one period after return, a token is nobody else's; all limits are checked before
-any is spent; the server's clock is the only one; one round trip. What it leaves to others: to keep books of the uses,
-from which a lost Redis is rebuilt (`begin_rebuild`, `finish_rebuild`), and to note a use in those books within
-`START_WITHIN_S` of borrowing, before using it.
+Promises: from borrow until one period after return, no other caller gets the token. All limits are checked before any
+is spent. Only the clock of the Redis server counts. A call is one round trip.
 
-Redis cannot know by itself whether it was the only server all the while: an address may lead to A, to B and back to A.
-So the keeper of the books also keeps an *epoch*: an opaque name for the time during which one server is the only one.
-`enter_epoch` tells the server, every grant names its `Origin`, and the keeper of the books takes no use on record whose
-origin is not the present epoch's.
+Duties of the caller: keep books (a durable record) of all uses, from which a lost Redis is rebuilt (`begin_rebuild`,
+`finish_rebuild`). Record a use in the books within `START_WITHIN_S` of borrowing, before the use.
+
+Redis cannot know whether it was the only server all the time: an address may lead to A, to B and back to A. So the
+books also contain an *epoch*: an opaque name for the time during which one server is the only one. `enter_epoch` tells
+the server its epoch, and every grant names its `Origin`. The books must reject a use whose origin is not the current
+epoch.
 """
 
 import functools
@@ -28,15 +29,15 @@ from ratelimit.connection import NAMESPACE, answered, script
 from ratelimit.limits import MAX_PERIOD_S, MICROSECONDS, Limits, to_us
 
 START_WITHIN_S = 2.0
-"""A borrowed token must be on the books this soon, or be given up.
+"""Seconds from borrowing a token until its use must be in the books. After that, the token must not be used.
 
-A rebuild waits this long between closing the gate and reading the books, so that a token borrowed just before the loss
-is either on them by then or void. Without the wait, its use would be missing from the rebuilt window.
+A rebuild waits this long between closing the gate and reading the books. A token borrowed just before the loss is then
+either in the books or void. Without the wait, its use would be missing from the rebuilt window.
 """
 
 CLOCK_RATE_ERROR = 0.001
-"""Two machines' monotonic clocks run at the same rate up to this: a quartz is off by less, and one that NTP disciplines
-is corrected by 0.0005 at most (`adjtimex(2)`), unless it is told to slew faster."""
+"""The most by which the rates of two machines' monotonic clocks differ. The error of a quartz is smaller. NTP corrects
+a clock's rate by 0.0005 at most (`adjtimex(2)`), unless it is configured to slew faster."""
 
 _FILLED, _KNOWN = f"{NAMESPACE}:filled", f"{NAMESPACE}:known"
 
@@ -47,12 +48,11 @@ _HERE = Path(__file__).parent
 class Origin:
     """Where tokens come from.
 
-    server: no other server has this name, nor the same one after a restart or after it was a replica meanwhile; empty
-        for a replica.
-    epoch: the one that the server's data was filled under; empty if it was not filled here.
-    given: how many grants there have been on this server, which goes back only if data was lost.
-    known: nothing is known to be lost.
-    void: tokens of this epoch were refused (`distrust`): only another epoch's will do.
+    server: a unique name of the server. It changes after a restart and after a time as replica; empty for a replica.
+    epoch: the epoch under which the server's data was filled; empty if another server filled it.
+    given: the number of grants on this server. It decreases only if data was lost.
+    known: whether no loss of data is known.
+    void: whether tokens of this epoch were refused (`distrust`), so that only another epoch can give out tokens.
     """
 
     server: str
@@ -67,17 +67,17 @@ NOWHERE = Origin("", "", 0, known=False)
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The answer to a wish for tokens.
+    """The answer to a request for tokens.
 
-    tokens: what was borrowed, at most as many as wanted, possibly none.
-    wait_s: seconds until the next token; 0 if one is free now. Exact, unless it hangs on a loan still out: then it is
-        the latest it can be.
-    free_s: for how long the last of them had been free; infinite if for longer than a period.
-    left: how many more are free now.
-    lost: Redis has lost this key's past; nothing is given out until it has been rebuilt.
-    overshoot: so many uses went beyond a limit, as far as anybody can tell: what is returned here ended after its
-        loan, and its token was another's by the time that this is told.
-    origin: where the tokens come from. A use may go on the books only while that is the present epoch.
+    tokens: the borrowed tokens, at most as many as wanted, possibly none.
+    wait_s: seconds until the next token; 0 if one is free now. Exact, unless it depends on an open loan: then it is an
+        upper bound.
+    free_s: seconds for which the last of the tokens had been free; infinite if longer than a period.
+    left: how many more tokens are free now.
+    lost: whether Redis has lost the past of this key. No token is given out until it has been rebuilt.
+    overshoot: how many uses may have exceeded a limit. A use counts if it ended after its loan and was returned when
+        its token had already been borrowed again.
+    origin: where the tokens come from. A use may go into the books only while this is the current epoch.
     """
 
     tokens: tuple[str, ...]
@@ -91,10 +91,10 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What is known of a key's tokens at a moment: times in seconds, relative to now, negative in the past.
+    """The known state of a key's tokens at one moment. Times are seconds relative to now, negative in the past.
 
     uses: when each use of the longest period ended (in the past) or its loan ends at the latest (in the future).
-    recent: token -> the same, of those that are on loan or have ended just now.
+    recent: token -> the same time, for tokens that are on loan or whose use ended within the last 250 ms.
     """
 
     uses: tuple[float, ...]
@@ -103,13 +103,13 @@ class View:
     recent: Mapping[str, float] = field(default_factory=dict)
 
     def available(self, limits: Limits) -> int:
-        """How many tokens are free now, a cooldown aside."""
+        """Return how many tokens are free now, ignoring a cooldown."""
         return max(0, min(limit.count - sum(end > -limit.period_s for end in self.uses) for limit in limits))
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A use as the books have it: `ended_s` seconds from now, negative in the past; for an open loan its end."""
+    """A use from the books. `ended_s`: its end (or the end of its open loan) in seconds from now, negative if past."""
 
     token: str
     ended_s: float
@@ -142,13 +142,12 @@ class Tokens:
         returned: Mapping[str, float] = MappingProxyType({}),
         refunded: Sequence[str] = (),
     ) -> Grant:
-        """Give tokens back and borrow up to `want` others for `lease_s` seconds, in one step.
+        """Return and refund tokens, and borrow up to `want` new ones for `lease_s` seconds, in one step.
 
-        returned: token -> for how many seconds its use has been over, by the caller's monotonic clock. Each is usable
-        again one whole period after that end, not after this call. The server's clock stays the only one that times are
-        told by: it counts back from when the call arrives, which is later than the end in truth by whatever the call
-        took, so a delay anywhere makes a token late, never early. No use ends before it was lent, `lease_s` before the
-        end of its loan: that bounds what a machine that stood still with its clock could make of it.
+        returned: token -> seconds since the end of its use, by the caller's monotonic clock. The token is usable again
+        one whole period after that end, not after this call. The server subtracts these seconds from its own clock when
+        the call arrives. So any delay of the call makes a token late, never early. The server takes no end before the
+        start of the loan (`lease_s` before the loan's end). This limits the error if the server's clock stopped.
         """
         grant = self._new_grant()
         args: list[Any] = [to_us(lease_s), want, grant, *_flat(limits), len(refunded), *refunded, len(returned)]
@@ -160,16 +159,16 @@ class Tokens:
         return self.exchange(key, limits, want=want, lease_s=lease_s)
 
     def give_back(self, key: str, limits: Limits, tokens: Sequence[str]) -> None:
-        """The uses are over now: each token is usable again one whole period from here."""
+        """Return tokens whose uses end now. Each token is usable again one whole period from now."""
         self.exchange(key, limits, want=0, lease_s=0, returned=dict.fromkeys(tokens, 0.0))
 
     def refund(self, key: str, limits: Limits, tokens: Sequence[str]) -> None:
-        """Certainly not used: usable again at once."""
+        """Refund tokens that were certainly not used. They are usable again at once."""
         self.exchange(key, limits, want=0, lease_s=0, refunded=tokens)
 
     def spend(self, key: str, limits: Limits) -> Grant:
-        """Use one on the spot: for limits that no books are kept of, such as a caller's. A loss of data forgets its
-        past, which is then taken for empty."""
+        """Borrow and return one token at once, for limits without books, such as a caller's. After a loss of data, the
+        past of the key counts as empty."""
         grant = self._new_grant()
         uses, gate = _keys(key)
 
@@ -183,12 +182,12 @@ class Tokens:
         return _grant(grant, answered(use))
 
     def cool_down(self, key: str, for_s: float) -> float:
-        """Give out none for `for_s` seconds, or longer if it was closed for longer. Returns the seconds in force."""
+        """Give out no tokens for `for_s` seconds. An earlier, longer cooldown stays. Returns the effective seconds."""
         keys, args = _keys(key)[1:], [to_us(for_s)]
         return int(answered(lambda: self._cool_down(keys=keys, args=args))) / MICROSECONDS
 
     def lift_cooldown(self, key: str) -> None:
-        """Give out tokens again before the cooldown is over."""
+        """End a cooldown early."""
         answered(lambda: self._lift_cooldown(keys=_keys(key)[1:], args=[]))
 
     def view(self, key: str, limits: Limits) -> View:
@@ -214,44 +213,45 @@ class Tokens:
         return views
 
     def _new_grant(self) -> str:
-        """A name that nobody else gives, a fork of this process included."""
+        """Return a unique name for a grant, also across forks of this process."""
         return f"{self._series}{os.getpid():x}.{next(self._numbers):x}"
 
     def open_new(self, key: str) -> None:
-        """Vouch that a key has no past (it has just been created), so that it need not be rebuilt."""
+        """Declare that a key has no past (it was just created), so that it needs no rebuild."""
         keys, args = [_keys(key)[1], _FILLED], [2 * to_us(MAX_PERIOD_S)]
         answered(lambda: self._open_new(keys=keys, args=args))
 
     def origin(self) -> Origin:
-        """Where tokens would come from now."""
+        """Return where tokens would come from now."""
         server, epoch, given, *rest = answered(lambda: self._origin(keys=[_FILLED, _KNOWN], args=[]))
         return Origin(server, epoch, int(given), *map(bool, rest))
 
     def lost(self) -> bool:
-        """Whether Redis has lost its data since `declare_known`, or another server did that, as far as is known."""
+        """Return whether Redis is known to have lost data since `declare_known`, or is another server."""
         return not self.origin().known
 
     def enter_epoch(self, epoch: str, server: str, given: int = 0) -> bool:
-        """Fill the data of this server under another epoch from now on: every key is lost by that, and must be rebuilt.
-        given: how many grants there have been, at least. False if the address leads to another server by now."""
+        """Begin another epoch on this server. This closes every key until it is rebuilt.
+
+        given: the least number of grants so far. Returns False if the address leads to another server by now.
+        """
         args = [epoch, server, given]
         return bool(answered(lambda: self._enter_epoch(keys=[_FILLED, _KNOWN], args=args)))
 
     def report_loss(self) -> None:
-        """A grant said `lost`: have everything looked through."""
+        """Report that a grant was `lost`, so that all keys are checked."""
         answered(lambda: self._redis.delete(_KNOWN))
 
     def distrust(self, origin: Origin) -> None:
-        """The keeper of the books refused tokens of this origin: give out no others until another epoch is entered."""
+        """Report that the books refused tokens of this origin. No tokens are given out until another epoch begins."""
         answered(lambda: self._redis.hset(_FILLED, "void", origin.epoch))
 
     def declare_known(self, epoch: str) -> None:
-        """Every key has been filled under this epoch."""
+        """Declare that every key has been filled under this epoch."""
         answered(lambda: self._redis.set(_KNOWN, epoch))
 
     def begin_rebuild(self, keys: Mapping[str, Limits], epoch: str) -> dict[str, str]:
-        """Mark those keys whose past is not known under this epoch, as far back as their limits go. Returns of them
-        {key: nonce}.
+        """Mark the keys whose past is not fully known under this epoch. Returns {key: nonce} of the marked keys.
 
         Wait `START_WITHIN_S`, read the books, then `finish_rebuild`.
         """
@@ -283,7 +283,7 @@ class Tokens:
 
 @functools.lru_cache(maxsize=10_000)
 def _keys(key: str) -> list[str]:
-    """Both keys of one account share a hash tag, so that Redis Cluster keeps them on one node."""
+    """Return both Redis keys of a key. They share a hash tag, so that Redis Cluster keeps them on one node."""
     return [f"{NAMESPACE}:{{{key}}}:uses", f"{NAMESPACE}:{{{key}}}:gate"]
 
 
@@ -305,7 +305,7 @@ def _grant(grant: str, answer: Any) -> Grant:
 
 
 def _origin(answer: Sequence[Any]) -> Origin:
-    if not answer:  # nothing was asked for
+    if not answer:  # no token was requested
         return NOWHERE
     server, epoch, given = answer
     return Origin(server, epoch, int(given))

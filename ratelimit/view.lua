@@ -1,6 +1,8 @@
--- Look without touching. KEYS[1] uses, KEYS[2] gate, KEYS[3] filled, as in origin.lua; ARGV[1] longest period (us).
--- Returns {now_us, known as far back as (us, or what is no number), cooldown_us, n, token*n, end of use (us)*}: the
--- ends oldest first, the tokens those of the last n of them, which are on loan or have ended within the last 250 ms.
+-- Read the state of a key without changing it.
+-- KEYS[1] uses, KEYS[2] gate, KEYS[3] filled as in origin.lua. ARGV[1] longest period (us).
+-- Returns {now_us, how far back the past is known (us; not a number if unknown), cooldown_us, n, token*n,
+-- end of use (us)*}.
+-- Ends are in order, oldest first. The tokens belong to the last n ends: on loan, or ended within the last 250 ms.
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local state = redis.call('HMGET', KEYS[2], 'known', 'cooldown', 'epoch')
