@@ -2,24 +2,40 @@
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from deploy.stack import Stack
 from tests.acceptance.conftest import Api, await_arrivals, judge
-from tests.servers.debian import DebianServers, RabbitMQ
+from tests.servers.debian import EPMD, RABBITMQ, DebianServers, RabbitMQ, missing
 
 pytestmark = pytest.mark.acceptance
 
 MakeStack = Callable[..., Stack]
 
 
+@pytest.fixture(scope="module")
+def node(debian: DebianServers | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    """The one of `make test-servers`; otherwise one for this module, if RabbitMQ is installed."""
+    if debian is not None:
+        yield debian.rabbitmq
+        return
+    if missing({"rabbitmq-server": RABBITMQ, "erlang-base": EPMD}):
+        pytest.skip("RabbitMQ is not installed here: apt-get install --no-install-recommends rabbitmq-server")
+    server = RabbitMQ(tmp_path_factory.mktemp("rabbitmq") / "node")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
 @pytest.fixture
-def rabbitmq(debian: DebianServers | None) -> RabbitMQ:
-    if debian is None:
-        pytest.skip("RabbitMQ is there under `make test-servers`")
-    return debian.rabbitmq
+def rabbitmq(node: RabbitMQ) -> RabbitMQ:
+    """RabbitMQ without Paceline's queue."""
+    node.empty()
+    return node
 
 
 def await_health(api: Api, words: str) -> None:
@@ -30,7 +46,7 @@ def await_health(api: Api, words: str) -> None:
 
 
 def test_rabbitmq_killed_and_back(make_stack: MakeStack, rabbitmq: RabbitMQ) -> None:
-    stack = make_stack(RATE_LIMIT="5/2s", sandbox=["--latency-ms", "200"])
+    stack = make_stack(CELERY_BROKER_URL=rabbitmq.url, RATE_LIMIT="5/2s", sandbox=["--latency-ms", "200"])
     api = Api(stack)
     for n in range(20):
         api.send(f"fan-{n}")
@@ -47,7 +63,7 @@ def test_rabbitmq_killed_and_back(make_stack: MakeStack, rabbitmq: RabbitMQ) -> 
 
 def test_rabbitmq_neither_answers_nor_hangs_up(make_stack: MakeStack, rabbitmq: RabbitMQ) -> None:
     """For longer than a published drain is waited for: it is published again, and then comes more than once."""
-    stack = make_stack(RATE_LIMIT="5/2s", workers=2, pacers=2)
+    stack = make_stack(CELERY_BROKER_URL=rabbitmq.url, RATE_LIMIT="5/2s", workers=2, pacers=2)
     api = Api(stack)
     rabbitmq.send_signal(signal.SIGSTOP)
     try:
@@ -61,7 +77,7 @@ def test_rabbitmq_neither_answers_nor_hangs_up(make_stack: MakeStack, rabbitmq: 
 
 
 def test_a_stack_whose_rabbitmq_is_away_stops_by_itself(make_stack: MakeStack, rabbitmq: RabbitMQ) -> None:
-    stack = make_stack(RATE_LIMIT="1/minute")
+    stack = make_stack(CELERY_BROKER_URL=rabbitmq.url, RATE_LIMIT="1/minute")
     api = Api(stack)
     rabbitmq.kill()
     try:

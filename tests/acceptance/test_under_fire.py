@@ -36,7 +36,7 @@ def test_a_saturated_limit_is_used_to_the_full_and_never_exceeded(make_stack: Ma
     assert by_rule / took > 0.8, f"{by_rule / took:.3f} of what the rule allows"
 
 
-def test_what_a_killed_worker_held_moves_again_while_another_runs(make_stack: MakeStack) -> None:
+def test_what_killed_workers_held_moves_again_once_others_run(make_stack: MakeStack) -> None:
     stack = make_stack(RATE_LIMIT="100/s", workers=2, sandbox=["--latency-ms", "4000"])
     api = Api(stack)
     send_all(api, 6)

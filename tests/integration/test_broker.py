@@ -1,9 +1,13 @@
 """Celery's broker out of reach: asked again soon, and never waited for."""
 
+import socket
+import threading
+import time
+from itertools import pairwise
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
+from celery import Celery
 from kombu.exceptions import OperationalError
 
 from deploy.stack import free_port
@@ -25,24 +29,29 @@ def test_the_pacer_does_not_wait_for_a_broker_that_is_away(pacer: Pacer) -> None
         _ = pacer.producer  # Celery's own scheduler would stay here
 
 
-def test_a_worker_asks_for_its_broker_steadily() -> None:
-    class Away:
-        """A broker's connection that only notes how it is to be asked for."""
+def test_a_worker_asks_for_its_broker_once_a_second() -> None:
+    """Celery itself would ask after 2 s, then after 4 s, then after 6 s."""
 
-        def ensure_connection(self, *_: object, **how: Any) -> "Away":
-            self.how = how
-            return self
+    class Worker(Consumer):
+        def __init__(self, app: Celery) -> None:
+            self.app, self.first_connection_attempt, self.broker_connection_retry_attempt = app, True, 0
 
-    class Celery(Consumer):
-        def __init__(self) -> None:
-            self.app, self.first_connection_attempt = app, True
+    with socket.create_server(("127.0.0.1", 0)) as broker:
+        asked_s: list[float] = []
 
-    connection = Celery().ensure_connected(Away())
-    assert (connection.how["interval_start"], connection.how["interval_step"], connection.how["interval_max"]) == (
-        1,
-        0,
-        1,
-    )
+        def hang_up() -> None:
+            for _ in range(3):
+                broker.accept()[0].close()
+                asked_s.append(time.monotonic())
+
+        answering = threading.Thread(target=hang_up)
+        answering.start()
+        worker = Worker(Celery(broker=f"amqp://127.0.0.1:{broker.getsockname()[1]}//"))
+        worker.app.conf.broker_connection_max_retries = 2
+        with pytest.raises(OperationalError), worker.app.connection_for_read() as connection:
+            worker.ensure_connected(connection)
+        answering.join()
+    assert [later - sooner for sooner, later in pairwise(asked_s)] == pytest.approx([1, 1], abs=0.4)
 
 
 def test_a_published_drain_has_a_number_and_no_wall_clock_to_expire_by(

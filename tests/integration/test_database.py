@@ -95,9 +95,11 @@ def test_a_server_that_hangs_is_unavailable(db: Database, ask: Callable[[Databas
     assert db.all("SELECT 1 AS one") == [{"one": 1}]
 
 
-def test_patience_outlasts_the_servers_own_statement_timeout() -> None:
-    assert f"statement_timeout={15_000}" in session._OPTIONS
-    assert session.PATIENCE_S > 15
+def test_patience_outlasts_the_servers_own_statement_timeout(adapters: Adapters) -> None:
+    """The server ends a slow statement, and says so, before its client gives it up unanswered."""
+    in_force = adapters.db.one("SELECT setting::int AS ms FROM pg_settings WHERE name = 'statement_timeout'")
+    assert in_force is not None
+    assert 0 < in_force["ms"] / 1000 < session.PATIENCE_S
 
 
 def test_a_hung_server_costs_those_who_wait_for_a_connection_no_more_than_that(db: Database) -> None:
