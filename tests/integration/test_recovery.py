@@ -40,7 +40,8 @@ from workers.domain.message import Claim
 from workers.domain.outcome import Blame, Outcome, OutcomeKind
 from workers.engine.presence import Presence
 from workers.services import recovery
-from workers.services.dispatch import WIDTH, Dispatcher, drain_name
+from workers.services.dispatch import Dispatcher, drain_name
+from workers.services.drain.requests import WIDTH
 from workers.services.recovery import (
     DEAD_FOR_S,
     DEAD_WHEN_BACK_S,

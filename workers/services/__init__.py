@@ -3,6 +3,7 @@
 submit, bulk   accept a message, or a list of them, and say when each will go
 estimate       when a message will go, and what blocks it
 dispatch       drain an account: borrow, claim, commit, send, record
+drain/         what a drain holds: its tokens, its requests, its slot, its probe
 senders        the event loop that requests are made on
 settle         write down what an attempt came to
 epochs         one Redis server at a time gives out tokens
