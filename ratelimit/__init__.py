@@ -5,7 +5,7 @@ the use. The token is on loan until the caller *returns* it (usable again one wh
 (certainly not used: usable at once). The owner of the resource sees the use at some time between borrow and return. So
 it never sees more than N uses in any rolling period, whatever the latency.
 
-The package does not depend on messages and imports nothing of Paceline.
+The package does not depend on messages. It needs redis-py and nothing else.
 """
 
 from ratelimit.connection import connect

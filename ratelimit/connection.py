@@ -19,7 +19,6 @@ from redis.retry import Retry
 
 from ratelimit.errors import TokensUnavailable
 
-NAMESPACE = "paceline"
 PAUSE_S = 0.02
 
 KEEPALIVE = {

@@ -25,7 +25,7 @@ from typing import Any
 
 import redis
 
-from ratelimit.connection import NAMESPACE, answered, script
+from ratelimit.connection import answered, script
 from ratelimit.limits import MAX_PERIOD_S, MICROSECONDS, Limits, to_us
 
 START_WITHIN_S = 2.0
@@ -38,8 +38,6 @@ either in the books or void. Without the wait, its use would be missing from the
 CLOCK_RATE_ERROR = 0.001
 """The most by which the rates of two machines' monotonic clocks differ. The error of a quartz is smaller. NTP corrects
 a clock's rate by 0.0005 at most (`adjtimex(2)`), unless it is configured to slew faster."""
-
-_FILLED, _KNOWN = f"{NAMESPACE}:filled", f"{NAMESPACE}:known"
 
 _HERE = Path(__file__).parent
 
@@ -116,10 +114,15 @@ class Use:
 
 
 class Tokens:
-    """The tokens of many keys (accounts, callers) in one Redis. Thread-safe. Raises `TokensUnavailable`."""
+    """The tokens of many keys (accounts, callers) in one Redis. Thread-safe. Raises `TokensUnavailable`.
 
-    def __init__(self, client: redis.Redis) -> None:
+    namespace: the prefix of every key in Redis, before a colon. Data under another namespace is not seen.
+    """
+
+    def __init__(self, client: redis.Redis, namespace: str) -> None:
         self._redis = client
+        self._keys = functools.lru_cache(maxsize=10_000)(functools.partial(_keys, namespace))
+        self._filled, self._known = f"{namespace}:filled", f"{namespace}:known"
         self._series, self._numbers = secrets.token_hex(4), itertools.count()
         here = _HERE / "this_server.lua"
         self._exchange = script(client, here, _HERE / "exchange.lua")
@@ -153,7 +156,7 @@ class Tokens:
         args: list[Any] = [to_us(lease_s), want, grant, *_flat(limits), len(refunded), *refunded, len(returned)]
         for token, ago_s in returned.items():
             args += (token, to_us(ago_s * (1 - CLOCK_RATE_ERROR)))
-        return _grant(grant, answered(lambda: self._exchange(keys=[*_keys(key), _FILLED], args=args)))
+        return _grant(grant, answered(lambda: self._exchange(keys=[*self._keys(key), self._filled], args=args)))
 
     def borrow(self, key: str, limits: Limits, *, want: int = 1, lease_s: float) -> Grant:
         return self.exchange(key, limits, want=want, lease_s=lease_s)
@@ -170,7 +173,7 @@ class Tokens:
         """Borrow and return one token at once, for limits without books, such as a caller's. After a loss of data, the
         past of the key counts as empty."""
         grant = self._new_grant()
-        uses, gate = _keys(key)
+        uses, gate = self._keys(key)
 
         def use() -> Any:
             with self._redis.pipeline(transaction=False) as pipe:
@@ -183,12 +186,12 @@ class Tokens:
 
     def cool_down(self, key: str, for_s: float) -> float:
         """Give out no tokens for `for_s` seconds. An earlier, longer cooldown stays. Returns the effective seconds."""
-        keys, args = _keys(key)[1:], [to_us(for_s)]
+        keys, args = self._keys(key)[1:], [to_us(for_s)]
         return int(answered(lambda: self._cool_down(keys=keys, args=args))) / MICROSECONDS
 
     def lift_cooldown(self, key: str) -> None:
         """End a cooldown early."""
-        answered(lambda: self._lift_cooldown(keys=_keys(key)[1:], args=[]))
+        answered(lambda: self._lift_cooldown(keys=self._keys(key)[1:], args=[]))
 
     def view(self, key: str, limits: Limits) -> View:
         return self.views([(key, limits)])[0]
@@ -199,7 +202,9 @@ class Tokens:
         def look() -> list[Any]:
             with self._redis.pipeline(transaction=False) as pipe:
                 for key, limits in wanted:
-                    self._view(keys=[*_keys(key), _FILLED], args=[to_us(limits.longest_period_s)], client=pipe)
+                    self._view(
+                        keys=[*self._keys(key), self._filled], args=[to_us(limits.longest_period_s)], client=pipe
+                    )
                 return pipe.execute()
 
         views = []
@@ -218,12 +223,12 @@ class Tokens:
 
     def open_new(self, key: str) -> None:
         """Declare that a key has no past (it was just created), so that it needs no rebuild."""
-        keys, args = [_keys(key)[1], _FILLED], [2 * to_us(MAX_PERIOD_S)]
+        keys, args = [self._keys(key)[1], self._filled], [2 * to_us(MAX_PERIOD_S)]
         answered(lambda: self._open_new(keys=keys, args=args))
 
     def origin(self) -> Origin:
         """Return where tokens would come from now."""
-        server, epoch, given, *rest = answered(lambda: self._origin(keys=[_FILLED, _KNOWN], args=[]))
+        server, epoch, given, *rest = answered(lambda: self._origin(keys=[self._filled, self._known], args=[]))
         return Origin(server, epoch, int(given), *map(bool, rest))
 
     def lost(self) -> bool:
@@ -236,19 +241,19 @@ class Tokens:
         given: the least number of grants so far. Returns False if the address leads to another server by now.
         """
         args = [epoch, server, given]
-        return bool(answered(lambda: self._enter_epoch(keys=[_FILLED, _KNOWN], args=args)))
+        return bool(answered(lambda: self._enter_epoch(keys=[self._filled, self._known], args=args)))
 
     def report_loss(self) -> None:
         """Report that a grant was `lost`, so that all keys are checked."""
-        answered(lambda: self._redis.delete(_KNOWN))
+        answered(lambda: self._redis.delete(self._known))
 
     def distrust(self, origin: Origin) -> None:
         """Report that the books refused tokens of this origin. No tokens are given out until another epoch begins."""
-        answered(lambda: self._redis.hset(_FILLED, "void", origin.epoch))
+        answered(lambda: self._redis.hset(self._filled, "void", origin.epoch))
 
     def declare_known(self, epoch: str) -> None:
         """Declare that every key has been filled under this epoch."""
-        answered(lambda: self._redis.set(_KNOWN, epoch))
+        answered(lambda: self._redis.set(self._known, epoch))
 
     def begin_rebuild(self, keys: Mapping[str, Limits], epoch: str) -> dict[str, str]:
         """Mark the keys whose past is not fully known under this epoch. Returns {key: nonce} of the marked keys.
@@ -260,7 +265,7 @@ class Tokens:
             with self._redis.pipeline(transaction=False) as pipe:
                 for key, limits in keys.items():
                     args = [epoch, secrets.token_hex(8), to_us(limits.longest_period_s)]
-                    self._begin_rebuild(keys=[*_keys(key), _FILLED], args=args, client=pipe)
+                    self._begin_rebuild(keys=[*self._keys(key), self._filled], args=args, client=pipe)
                 return pipe.execute()
 
         return {key: nonce for key, nonce in zip(keys, answered(begin), strict=True) if nonce}
@@ -275,16 +280,15 @@ class Tokens:
                     args: list[Any] = [nonce, to_us(cooldown_s), to_us(keep_s), to_us(limits.longest_period_s)]
                     for use in uses:
                         args += (use.token, to_us(use.ended_s))
-                    self._finish_rebuild(keys=_keys(key), args=args, client=pipe)
+                    self._finish_rebuild(keys=self._keys(key), args=args, client=pipe)
                 return pipe.execute()
 
         return sum(answered(finish))
 
 
-@functools.lru_cache(maxsize=10_000)
-def _keys(key: str) -> list[str]:
+def _keys(namespace: str, key: str) -> list[str]:
     """Return both Redis keys of a key. They share a hash tag, so that Redis Cluster keeps them on one node."""
-    return [f"{NAMESPACE}:{{{key}}}:uses", f"{NAMESPACE}:{{{key}}}:gate"]
+    return [f"{namespace}:{{{key}}}:uses", f"{namespace}:{{{key}}}:gate"]
 
 
 @functools.lru_cache(maxsize=1000)

@@ -26,6 +26,8 @@ from workers.store.session import Database
 from workers.telemetry.metrics import begin_at_zero
 from workers.wakeups import Wakeups
 
+NAMESPACE = "paceline"
+"""The prefix of the tokens' keys in Redis. Another one would lose the tokens of running systems."""
 SENDERS = 512
 """Requests that one worker process can have out at once, over all accounts."""
 
@@ -110,7 +112,7 @@ def build(settings: Settings, *, pool_size: int = 10, name: str = "paceline") ->
         settings=settings,
         db=Database(settings.database_url, pool_size=pool_size, name=name),
         redis=client,
-        tokens=Tokens(client),
+        tokens=Tokens(client, NAMESPACE),
         wakeups=Wakeups(client),
         channels={onlyfans.name: onlyfans},
         senders=Senders(SENDERS, spare=SENDERS // 4),

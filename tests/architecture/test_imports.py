@@ -114,6 +114,13 @@ def test_nothing_imports_itself_in_a_circle() -> None:
     TopologicalSorter(graph).prepare()  # raises CycleError, with the circle
 
 
+def test_ratelimit_could_be_published_by_itself() -> None:
+    """Whoever builds a `Tokens` says under which names its keys are kept."""
+    words = {path.name: path.read_text().lower() for path in (ROOT / "ratelimit").iterdir() if path.is_file()}
+    assert words
+    assert [name for name, text in words.items() if "paceline" in text] == []
+
+
 def test_composition_root_builds_every_adapter() -> None:
     """So that one that is renamed does not drop out of the test above."""
     assert {name for name, _ in calls(tree_of(COMPOSITION_ROOT))} >= ADAPTERS

@@ -17,7 +17,7 @@ from redis.crc import key_slot
 from deploy.servers import Servers
 from ratelimit import Limits, Tokens, TokensUnavailable, Use, connect
 from ratelimit.tokens import CLOCK_RATE_ERROR
-from workers.bootstrap import Adapters
+from workers.bootstrap import NAMESPACE, Adapters
 
 TEN_PER_MINUTE = Limits.parse("10/minute")
 ONE_PER_MINUTE = Limits.parse("1/minute")
@@ -68,7 +68,7 @@ def clock(adapters: Adapters, real_tokens: Tokens) -> Clock:
 
 @pytest.fixture
 def tokens(clock: Clock) -> Tokens:
-    return Tokens(clock)
+    return Tokens(clock, NAMESPACE)
 
 
 def borrow(tokens: Tokens, limits: Limits, want: int = 1) -> tuple[str, ...]:
@@ -810,7 +810,7 @@ def test_a_replica_that_takes_writes_gives_out_nothing(servers: Servers, real_to
 
 
 def test_no_answer_is_tokens_unavailable(tmp_path: Path) -> None:
-    tokens = Tokens(connect(f"unix://{tmp_path}/nobody-listens.sock"))
+    tokens = Tokens(connect(f"unix://{tmp_path}/nobody-listens.sock"), NAMESPACE)
     calls = [
         lambda: tokens.borrow("default", TEN_PER_MINUTE, lease_s=LEASE_S),
         lambda: tokens.spend("caller.alice", TEN_PER_MINUTE),
@@ -973,3 +973,26 @@ def test_a_fork_gives_names_of_its_own(real_tokens: Tokens) -> None:
     os.waitpid(child, 0)
     theirs = os.read(reader, 100).decode()
     assert len({mine, theirs, real_tokens._new_grant()}) == 3
+
+
+def test_keys_in_redis_are_those_of_running_systems(real_tokens: Tokens, adapters: Adapters) -> None:
+    """Under other names, a new version would not see the tokens that an older one has out."""
+    adapters.redis.flushall()
+    server = real_tokens.origin().server
+    real_tokens.enter_epoch(EPOCH, server)
+    real_tokens.open_new("acct_1")
+    real_tokens.borrow("acct_1", TEN_PER_MINUTE, lease_s=LEASE_S)
+    real_tokens.spend("caller.alice", TEN_PER_MINUTE)
+    real_tokens.declare_known(EPOCH)
+    assert sorted(adapters.redis.keys("*")) == [
+        "paceline:filled", "paceline:known",
+        "paceline:{acct_1}:gate", "paceline:{acct_1}:uses",
+        "paceline:{caller.alice}:gate", "paceline:{caller.alice}:uses",
+    ]  # fmt: skip
+
+
+def test_two_namespaces_share_a_redis_and_no_token(real_tokens: Tokens, adapters: Adapters) -> None:
+    others = Tokens(adapters.redis, "another.system")
+    assert others.spend("caller.alice", ONE_PER_MINUTE).tokens
+    assert real_tokens.spend("caller.alice", ONE_PER_MINUTE).tokens
+    assert not others.spend("caller.alice", ONE_PER_MINUTE).tokens

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from ratelimit import Grant, Limit, Limits, Tokens, Use
 from ratelimit.limits import to_us
 from ratelimit.tokens import CLOCK_RATE_ERROR
-from workers.bootstrap import Adapters
+from workers.bootstrap import NAMESPACE, Adapters
 
 KEY = "default"
 SECOND = 1_000_000
@@ -106,7 +106,7 @@ class TokensMachine(RuleBasedStateMachine):
     def __init__(self, adapters: Adapters) -> None:
         super().__init__()
         self.clock = Clock(connection_pool=adapters.redis.connection_pool)
-        self.tokens = Tokens(self.clock)
+        self.tokens = Tokens(self.clock, NAMESPACE)
 
     @initialize(text=st.sampled_from(["3/minute", "1/10s", "2/10s,5/minute", "1/2s,3/20s,6/2m", "4/minute,40/hour"]))
     def start(self, text: str) -> None:
