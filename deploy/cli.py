@@ -473,23 +473,12 @@ def _following(follower: Any, stack: Any) -> Iterator[None]:
 
 def _how_to_begin(stack: Any, data_dir: Path) -> None:
     """Where messages go, a token, and a line to paste."""
-    from api.auth import Role, issue_token
-
-    settings = stack.settings
     click.echo(f"logs in {data_dir / 'logs'}, docs at {stack.url}/docs")
     click.echo(stack.upstream)
-    if settings.jwt_secret_key is None:
+    made = stack.admin_token("you", timedelta(hours=12))
+    if made is None:
         click.echo("tokens are issued elsewhere (JWT_PUBLIC_KEY or JWT_JWKS_FILE)")
         return
-    made = issue_token(
-        settings.jwt_secret_key,
-        subject="you",
-        role=Role.ADMIN,
-        accounts=["*"],
-        ttl=timedelta(hours=12),
-        audience=settings.jwt_audience,
-        issuer=settings.jwt_issuer,
-    )
     click.echo(f"\nexport TOKEN={made}\n")
     click.echo(
         f'curl -s {stack.url}/api/onlyfans/messaging/send -H "Authorization: Bearer $TOKEN" '

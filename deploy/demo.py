@@ -1,12 +1,10 @@
 """`paceline demo`: a mixed queue against the sandbox upstream, watched live, and a summary that both sides agree on."""
 
-import json
 import threading
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.request import Request
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,8 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from api.auth import Role, issue_token
-from deploy.opener import open_url
+from deploy.client import Client
 from deploy.stack import Stack
 
 ROWS = 40
@@ -26,17 +23,17 @@ _OVER = {"sent", "failed", "cancelled", "expired"}
 def run(stack: Stack, messages: int, stop: threading.Event) -> bool:
     """Queue, watch until all is over (or `stop`), sum up. Returns whether Paceline and the upstream agree."""
     console = Console()
-    client = _Client(stack)
+    observer = _Observer(stack)
     console.print(f"[bold]Paceline[/] at {stack.url} · sandbox upstream at {stack.sandbox_url}\n")
-    ids = [client.send(message) for message in mixed_queue(messages)]
+    ids = [observer.send(message) for message in mixed_queue(messages)]
     with Live(console=console, refresh_per_second=8, transient=not console.is_terminal) as live:
         while not stop.is_set():
-            found = client.messages(len(ids))
-            live.update(_screen(found, client.status()))
+            found = observer.messages(len(ids))
+            live.update(_screen(found, observer.status()))
             if all(message["status"] in _OVER for message in found):
                 break
             stop.wait(0.25)
-    return _sum_up(console, client, stack)
+    return _sum_up(console, observer)
 
 
 def mixed_queue(messages: int) -> list[dict[str, Any]]:
@@ -61,39 +58,32 @@ def mixed_queue(messages: int) -> list[dict[str, Any]]:
     return queue[:messages] if messages < len(special) else queue[: max(messages, len(special))]
 
 
-class _Client:
-    """The API, as anybody would call it."""
+class _Observer:
+    """Queues messages, and reads what the API and the sandbox say of them."""
 
     def __init__(self, stack: Stack) -> None:
-        settings = stack.settings
-        assert settings.jwt_secret_key is not None, "a demo has a secret of its own"
-        self._base = f"{stack.url}/api/onlyfans/messaging"
-        self._token = issue_token(
-            settings.jwt_secret_key,
-            subject="demo",
-            role=Role.ADMIN,
-            accounts=["*"],
-            ttl=timedelta(hours=1),
-            audience=settings.jwt_audience,
-            issuer=settings.jwt_issuer,
-        )
+        token = stack.admin_token("demo", timedelta(hours=1))
+        assert token is not None, "a demo has a secret of its own"
+        self._api = Client(f"{stack.url}/api/onlyfans/messaging", token, timeout_s=10)
+        self._sandbox = Client(stack.sandbox_url, timeout_s=10)
 
     def send(self, message: dict[str, Any]) -> str:
-        return self._call("POST", "/send", message)["messageId"]
+        message_id: str = self._api.must("POST", "/send", message)["messageId"]
+        return message_id
 
     def messages(self, most: int) -> list[dict[str, Any]]:
-        found = self._call("GET", f"/messages?limit={min(most, 200)}")["messages"]
-        whole = [m if m["status"] != "queued" else self._call("GET", f"/messages/{m['messageId']}") for m in found]
+        found = self._api.must("GET", f"/messages?limit={min(most, 200)}")["messages"]
+        whole = [m if m["status"] != "queued" else self._api.must("GET", f"/messages/{m['messageId']}") for m in found]
         return whole[::-1]
 
     def status(self) -> dict[str, Any]:
-        return self._call("GET", "/status")
+        status: dict[str, Any] = self._api.must("GET", "/status")
+        return status
 
-    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
-        data = None if body is None else json.dumps(body).encode()
-        with open_url(Request(self._base + path, data, headers, method=method), timeout_s=10) as answer:
-            return json.load(answer)
+    def upstream_summary(self) -> dict[str, Any]:
+        """What the upstream's ledger says."""
+        summary: dict[str, Any] = self._sandbox.must("GET", "/_sandbox/summary")
+        return summary
 
 
 def _screen(messages: list[dict[str, Any]], status: dict[str, Any]) -> Group:
@@ -128,10 +118,9 @@ def _time_to_go(at: str | None) -> str:
     return f"{max(0.0, datetime.fromisoformat(at).timestamp() - time.time()):.0f} s"
 
 
-def _sum_up(console: Console, client: _Client, stack: Stack) -> bool:
-    ours = Counter(message["status"] for message in client.messages(200))
-    with open_url(f"{stack.sandbox_url}/_sandbox/summary", timeout_s=10) as answer:
-        theirs = json.load(answer)
+def _sum_up(console: Console, observer: _Observer) -> bool:
+    ours = Counter(message["status"] for message in observer.messages(200))
+    theirs = observer.upstream_summary()
     table = Table(title="\nWhat became of it", title_justify="left", box=None)
     table.add_column("")
     table.add_column("Paceline says", justify="right")

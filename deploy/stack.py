@@ -5,7 +5,6 @@ first whoever accepts, then whoever sends (what is in flight is finished and rec
 is started again. Should this process itself be killed, the others notice (`lifeline`) and stop by themselves.
 """
 
-import json
 import os
 import secrets
 import signal
@@ -17,15 +16,16 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from urllib.error import HTTPError, URLError
 
+from api.auth import Role, issue_token
+from deploy.client import Client, NoAnswer
 from deploy.lifeline import LIFELINE
 from deploy.local import running, upstream
 from deploy.local.stopping import Stop
-from deploy.opener import open_url
 from deploy.servers import Servers, lock, wheels
 from deploy.servers.places import make_data_dir
 from workers.settings import Settings
@@ -94,6 +94,21 @@ class Stack:
     @property
     def settings(self) -> Settings:
         return Settings.from_env(self._environ)
+
+    def admin_token(self, subject: str, ttl: timedelta) -> str | None:
+        """A token for all accounts; None if tokens are issued elsewhere."""
+        settings = self.settings
+        if settings.jwt_secret_key is None:
+            return None
+        return issue_token(
+            settings.jwt_secret_key,
+            subject=subject,
+            role=Role.ADMIN,
+            accounts=["*"],
+            ttl=ttl,
+            audience=settings.jwt_audience,
+            issuer=settings.jwt_issuer,
+        )
 
     def __enter__(self) -> Self:
         try:
@@ -221,19 +236,19 @@ class Stack:
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + READY_WITHIN_S
-        missing: object = "the API does not answer"
+        missing = "the API does not answer"
+        client = Client(self.url, timeout_s=5)
         while time.monotonic() < deadline:
             self.stopping.check()
             for service in self.services.values():
                 if service.process is not None and service.process.poll() is not None:
                     raise StackFailed(f"{service.name} stopped at once:\n{self._tail(service.name)}")
             try:
-                with open_url(f"{self.url}/readyz", timeout_s=5) as answer:
-                    if answer.status == 200:
-                        return
-            except HTTPError as error:
-                missing = ", ".join(json.load(error).get("missing", []))
-            except (URLError, OSError):
+                answer = client.ask("GET", "/readyz")
+                if answer.status == 200:
+                    return
+                missing = ", ".join(answer.body.get("missing", []))
+            except NoAnswer:
                 pass
             time.sleep(0.1)
         raise StackFailed(f"Not ready after {READY_WITHIN_S:.0f} s: {missing}; see {self.data_dir / 'logs'}")

@@ -3,6 +3,7 @@
     schedule.py  which fault, when, to whom: pure, from the seed
     mail.py      which messages, and what becomes of them on the callers' side: pure, from the seed
     chaos.py     does the faults
+    caller.py    asks the API and the upstream, again and again
     load.py      posts and cancels the messages, as callers who do not give up
     evidence.py  collects what both sides say in the end
     judge.py     compares them: pure

@@ -13,8 +13,9 @@ from functools import partial
 
 import psycopg
 
+from deploy.client import NoAnswer
+from deploy.faults.caller import Caller
 from deploy.faults.evidence import UNAVAILABLE
-from deploy.faults.http import Http, NoAnswer
 from deploy.faults.schedule import POSTGRES, Event, Kind
 from deploy.servers import Breakable
 from deploy.stack import Stack
@@ -75,7 +76,7 @@ class Chaos:
         self._seed = seed
         self._hurry = hurry
         self._chance = random.Random(seed)  # noqa: S311 - reproducible is the point
-        self._upstream = Http(stack.sandbox_url)
+        self._upstream = Caller(stack.sandbox_url)
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._now_s = self._late_s = 0.0  # by the agenda, in which every action takes no time

@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from deploy.faults.http import Http
+from deploy.faults.caller import Caller
 from deploy.faults.load import Posted
 
 READERS = 4
@@ -59,7 +59,9 @@ class Evidence:
         return {posted.message_id: posted for posted in self.posted}
 
 
-def collect(api: Http, upstream: Http, posted: Iterable[Posted], unclear: Iterable[tuple[str, str]] = ()) -> Evidence:
+def collect(
+    api: Caller, upstream: Caller, posted: Iterable[Posted], unclear: Iterable[tuple[str, str]] = ()
+) -> Evidence:
     """Ask both sides. For when all is over, or is not going to be."""
     entries = upstream.until_answered("GET", "/_sandbox/ledger")["entries"]
     arrivals = tuple(
@@ -105,7 +107,7 @@ def _seconds_between(earlier: str, later: str) -> float:
     return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()
 
 
-def _attempts(api: Http, message_id: str) -> tuple[str | None, ...]:
+def _attempts(api: Caller, message_id: str) -> tuple[str | None, ...]:
     found = api.until_answered("GET", f"/messages/{message_id}")["attempts"]
     return tuple(understood(attempt["outcome"], attempt["error"] or "", attempt["httpStatus"]) for attempt in found)
 
@@ -123,7 +125,7 @@ def understood(outcome: str | None, error: str, status: int | None) -> str | Non
     return BURNT if nothing_left or error.startswith(UNAVAILABLE) else outcome
 
 
-def _messages(api: Http) -> Iterable[dict[str, Any]]:
+def _messages(api: Caller) -> Iterable[dict[str, Any]]:
     page = api.until_answered("GET", "/messages?limit=200")
     yield from page["messages"]
     while page["nextCursor"]:
@@ -131,7 +133,7 @@ def _messages(api: Http) -> Iterable[dict[str, Any]]:
         yield from page["messages"]
 
 
-def _failed(api: Http) -> Iterable[dict[str, Any]]:
+def _failed(api: Caller) -> Iterable[dict[str, Any]]:
     offset = 0
     while True:
         page = api.until_answered("GET", f"/failed?limit=200&offset={offset}")

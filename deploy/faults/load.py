@@ -12,7 +12,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
-from deploy.faults.http import PAUSE_S, Http, NoAnswer
+from deploy.client import NoAnswer
+from deploy.faults.caller import PAUSE_S, Caller
 from deploy.faults.mail import Mail, Said, api_key
 
 CALLERS = 4
@@ -35,7 +36,7 @@ class Load:
     """Posts from threads of its own, each caller in charge of some accounts: within an account one after the other, so
     that the order of acceptance is known."""
 
-    def __init__(self, api: Http, upstream: Http, mails: list[Mail], said: list[Said], until_s: float) -> None:
+    def __init__(self, api: Caller, upstream: Caller, mails: list[Mail], said: list[Said], until_s: float) -> None:
         self._api = api
         self._upstream = upstream
         self._mails = mails
@@ -119,13 +120,13 @@ class Load:
         words = ""
         while time.monotonic() < self._until_s:
             try:
-                status, answer = self._api("POST", "/send", body, {"Idempotency-Key": mail.key})
-                if status == 202:
+                answer = self._api.ask("POST", "/send", body, {"Idempotency-Key": mail.key})
+                if answer.status == 202:
                     with self._lock:
-                        self._posted[mail.key] = Posted(mail, answer["messageId"], began.timestamp())
+                        self._posted[mail.key] = Posted(mail, answer.body["messageId"], began.timestamp())
                     return
-                words = f"{status} {answer}"
-                if 400 <= status < 500 and status != 429:
+                words = str(answer)
+                if 400 <= answer.status < 500 and answer.status != 429:
                     break
             except NoAnswer as error:
                 words = str(error)
@@ -162,7 +163,7 @@ class Load:
     def _cancel(self, posted: Posted) -> bool:
         """Whether that is settled. After a repeat, a 409 may also mean that the first was heeded: nothing was told."""
         try:
-            status, _ = self._api("DELETE", f"/messages/{posted.message_id}")
+            status = self._api.ask("DELETE", f"/messages/{posted.message_id}").status
         except NoAnswer:
             return False
         if status == 200:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from api.auth import Role, issue_token
+from deploy.client import NoAnswer
 from deploy.faults import mail, report
+from deploy.faults.caller import Caller
 from deploy.faults.chaos import Chaos
 from deploy.faults.evidence import collect
-from deploy.faults.http import Http, NoAnswer
 from deploy.faults.judge import Verdict, judge
 from deploy.faults.load import Load
 from deploy.faults.schedule import SEND_TIMEOUT_S, Kind, Options, plan
@@ -50,7 +50,7 @@ def run(
         api = _api(stack, options)
         _create_accounts(api, options)
         until_s = time.monotonic() + options.duration_s * (1 + GRACE) + GRACE_S
-        upstream = Http(stack.sandbox_url)
+        upstream = Caller(stack.sandbox_url)
         load = Load(api, upstream, mail.write(options), mail.talk(options), until_s)
         chaos = Chaos(stack, breakable, plan(options), options.seed, load.hurry)
         chaos.start()
@@ -117,24 +117,13 @@ def _ours(options: Options) -> str:
     return ",".join(limit.ours for limit in options.limits)
 
 
-def _api(stack: Stack, options: Options) -> Http:
-    settings = stack.settings
-    secret = settings.jwt_secret_key
-    assert secret is not None, "a local stack has a secret of its own"
-    lives = timedelta(seconds=10 * options.duration_s + 3600)
-    token = issue_token(
-        secret,
-        subject="faults",
-        role=Role.ADMIN,
-        accounts=["*"],
-        ttl=lives,
-        audience=settings.jwt_audience,
-        issuer=settings.jwt_issuer,
-    )
-    return Http(f"{stack.url}/api/onlyfans/messaging", {"Authorization": f"Bearer {token}"})
+def _api(stack: Stack, options: Options) -> Caller:
+    token = stack.admin_token("faults", timedelta(seconds=10 * options.duration_s + 3600))
+    assert token is not None, "a local stack has a secret of its own"
+    return Caller(f"{stack.url}/api/onlyfans/messaging", token)
 
 
-def _create_accounts(api: Http, options: Options) -> None:
+def _create_accounts(api: Caller, options: Options) -> None:
     """Each with the key that has a window upstream."""
     for name in mail.accounts(options):
         account = {"limits": _ours(options), "credentials": {"apiKey": mail.api_key(name)}}
@@ -142,21 +131,23 @@ def _create_accounts(api: Http, options: Options) -> None:
 
 
 def _await_end(
-    api: Http, load: Load, chaos: Chaos, until_s: float, stop: threading.Event, say: Callable[[str], None]
+    api: Caller, load: Load, chaos: Chaos, until_s: float, stop: threading.Event, say: Callable[[str], None]
 ) -> None:
     """Until all is posted, the schedule done, and nothing waits or is on its way; or until `until_s`."""
     began_s = said_s = time.monotonic()
     while time.monotonic() < until_s and not stop.wait(1.0):
         over = chaos.over and load.over  # asked before the counts: nothing is posted after them
         try:
-            status, found = api("GET", "/status")
+            answer = api.ask("GET", "/status")
         except NoAnswer:
             continue
-        queue = found.get("queue", {})
-        if over and status == 200 and not queue["depth"] and not queue["inFlight"]:
+        queue = answer.body.get("queue", {})
+        if over and answer.status == 200 and not queue["depth"] and not queue["inFlight"]:
             return
         if time.monotonic() - said_s >= SAY_EVERY_S:
             said_s = time.monotonic()
-            waiting = f"{queue['depth']} waiting, {queue['inFlight']} on their way" if queue else f"HTTP {status}"
+            waiting = (
+                f"{queue['depth']} waiting, {queue['inFlight']} on their way" if queue else f"HTTP {answer.status}"
+            )
             struck = f"{sum(chaos.done.values())} faults ({chaos.done[Kind.KILL]} kills)"
             say(f"{said_s - began_s:4.0f} s  {len(load.posted)} accepted, {waiting}; {struck}")

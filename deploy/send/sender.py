@@ -7,26 +7,22 @@ are refused, rather than queued a second time.
 """
 
 import hashlib
-import http.client
-import json
 import random
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.error import HTTPError
-from urllib.request import Request
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
 from api.auth import Role, issue_token
-from deploy.opener import open_url
+from deploy.client import Answer, Client, NoAnswer, Refused
 from deploy.send.files import Row
 from deploy.send.words import Few, SendFailed, errors
 
@@ -82,21 +78,18 @@ class Sender:
 
         Returns the answer, and whether it was queued by an earlier run.
         """
-        request = self._request(
-            "/send/bulk",
-            b'{"messages":[' + b",".join(row.body for row in rows) + b"]}",
-            {"Content-Type": "application/json", "Idempotency-Key": self._key(number)},
-        )
+        body = b'{"messages":[' + b",".join(row.body for row in rows) + b"]}"
+        key = {"Idempotency-Key": self._key(number)}
         silent_since_s, silences, perhaps_queued = time.monotonic(), 0, False
         told = ""
         while True:
             try:
-                with open_url(request, timeout_s=ANSWER_WITHIN_S) as answer:
+                answer = self._api.ask("POST", "/send/bulk", body, key)
+                if answer.ok:
                     replayed = "Idempotent-Replayed" in answer.headers
-                    return self._receipts(json.load(answer)), replayed and not perhaps_queued
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                said = _said(error) if isinstance(error, HTTPError) else None
-                if said and said["status"] in (429, 503):  # it is there, and says when
+                    return self._receipts(answer.body), replayed and not perhaps_queued
+                said = _said(answer)
+                if answer.status in (429, 503):  # it is there, and says when
                     silent_since_s, silences = time.monotonic(), 0
                     self._stop_at_a_paused_account(said, rows)
                     words = f"waiting {said['wait_s']:.0f} s: {said['error']}"
@@ -105,14 +98,17 @@ class Sender:
                     told = words
                     self.wait(said["wait_s"])
                     continue
-                if said and said["status"] < 500:
-                    raise SendFailed(_words(said, rows)) from error
-                if time.monotonic() - silent_since_s > self.give_up_after_s:
-                    raise SendFailed(f"{self.url} does not answer: {error}") from error
-                if not silences:
-                    self.say(f"no answer ({error}); asking again for up to {self.give_up_after_s:.0f} s")
-                silences, perhaps_queued = silences + 1, True
-                self.wait(random.uniform(0, min(5.0, 0.2 * 2**silences)))  # noqa: S311
+                if answer.status < 500:
+                    raise SendFailed(_words(said, rows))
+                why = f"HTTP Error {answer.status}: {answer.reason}"
+            except NoAnswer as error:
+                why = str(error.__cause__)
+            if time.monotonic() - silent_since_s > self.give_up_after_s:
+                raise SendFailed(f"{self.url} does not answer: {why}")
+            if not silences:
+                self.say(f"no answer ({why}); asking again for up to {self.give_up_after_s:.0f} s")
+            silences, perhaps_queued = silences + 1, True
+            self.wait(random.uniform(0, min(5.0, 0.2 * 2**silences)))  # noqa: S311
 
     def _stop_at_a_paused_account(self, said: dict[str, Any], rows: list[Row]) -> None:
         """Raises SendFailed if the queue is full and its account is paused without an end: nobody can say how long to
@@ -120,9 +116,8 @@ class Sender:
         if said["code"] != "queue_full":
             return
         try:
-            with open_url(self._request("/accounts"), timeout_s=ANSWER_WITHIN_S) as answer:
-                accounts = json.load(answer)["accounts"]
-        except (OSError, http.client.HTTPException, ValueError, KeyError):
+            accounts = self._api.must("GET", "/accounts")["accounts"]
+        except (NoAnswer, Refused, KeyError):
             return
         for account in accounts:
             named = account["accountId"] in re.findall(r"[\w.:@-]+", said["error"])
@@ -132,9 +127,10 @@ class Sender:
                     "After that run the same command again"
                 )
 
-    def _request(self, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Request:
-        url = f"{self.url.rstrip('/')}/api/{self.channel}/messaging{path}"
-        return Request(url, body, {"Authorization": f"Bearer {self.token}", **(headers or {})})
+    @cached_property
+    def _api(self) -> Client:
+        url = f"{self.url.rstrip('/')}/api/{self.channel}/messaging"
+        return Client(url, self.token, timeout_s=ANSWER_WITHIN_S)
 
     def _receipts(self, answer: Any) -> dict[str, Any]:
         if not isinstance(answer, dict) or "queued" not in answer:
@@ -225,18 +221,14 @@ def _words(said: dict[str, Any], rows: list[Row]) -> str:
     return "\n".join([f"{where} were refused: {said['error']}", *few.lines()])
 
 
-def _said(error: HTTPError) -> dict[str, Any]:
-    """The API's words, its status, and how long it asks to wait. Something in between may have other words, or none."""
-    try:
-        said = json.loads(error.read())
-    except (OSError, http.client.HTTPException, ValueError):
-        said = None
-    after = error.headers.get("Retry-After", "")
+def _said(answer: Answer) -> dict[str, Any]:
+    """The API's words, and how long it asks to wait. A proxy in between may have other words, or none."""
+    said = answer.body
+    after = answer.headers.get("Retry-After", "")
     told = {
-        "status": error.code,
         "wait_s": float(after) if after.isdecimal() else 2.0,
-        "location": error.headers.get("Location") if 300 <= error.code < 400 else None,
+        "location": answer.headers.get("Location") if 300 <= answer.status < 400 else None,
     }
     ours = isinstance(said, dict) and isinstance(said.get("error"), str) and isinstance(said.get("details"), dict)
-    bare = {"error": f"{error.code} {error.reason}", "code": "", "details": {}}
+    bare = {"error": f"{answer.status} {answer.reason}", "code": "", "details": {}}
     return (bare | said if ours else bare) | told
