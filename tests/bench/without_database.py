@@ -9,8 +9,7 @@ It has a route besides, which does for a list of messages what comes before queu
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -49,10 +48,6 @@ class Remembering(Database):
 
     def transaction(self, work: Callable[[Any], _T]) -> _T:
         return work(self)
-
-    @contextmanager
-    def pipeline(self) -> Iterator[None]:
-        yield
 
 
 def application() -> Flask:

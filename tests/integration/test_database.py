@@ -69,21 +69,14 @@ def stopped(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def in_pipeline(connection: Connection) -> None:
-    with connection.pipeline():
-        connection.all("SELECT 1 AS one")
-        connection.all("SELECT 2 AS two")
-
-
 @pytest.mark.parametrize(
     "ask",
     [
         lambda db: db.all("SELECT 1 AS one"),
         lambda db: db.select(sqlalchemy.text("SELECT 1 AS one")),
         lambda db: db.transaction(lambda c: c.all("SELECT 1 AS one")),
-        lambda db: db.transaction(in_pipeline),
     ],
-    ids=["statement", "select", "transaction", "pipeline"],
+    ids=["statement", "select", "transaction"],
 )
 def test_a_server_that_hangs_is_unavailable(db: Database, ask: Callable[[Database], object]) -> None:
     with stopped(backend(db)):

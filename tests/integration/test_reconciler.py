@@ -60,6 +60,9 @@ def test_while_all_have_their_wake_ups_nobodys_name_is_asked_for(
 ) -> None:
     for n in range(5):
         submit(account_id=make_account(f"account-{n}"))
+    for _ in range(2):
+        rounds.tick()  # what the first one tidies up is written
+    del asked_for_names[:]
     for _ in range(reconciler.BY_NAME_EVERY):
         assert rounds.tick()["woken"] == 0
     assert len(asked_for_names) == 1

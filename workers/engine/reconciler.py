@@ -22,8 +22,8 @@ PERIOD_S = 1.0
 LOOK_S = 0.2
 """How often it looks meanwhile whether everybody is still there: one question to PostgreSQL."""
 HURRY_FOR_S = 2 * DEAD_FOR_S
-BY_NAME_EVERY = 30
-"""Rounds."""
+BY_NAME_EVERY = 10
+"""Rounds, at most, between two comparisons of all accounts that wait with all wake-ups."""
 CHORES_S = 30.0
 PRUNED_AT_ONCE = 500
 DAY_S = 86_400.0
@@ -46,7 +46,7 @@ class Reconciler:
         self._seen: Glance | None = None
         self._stopping = threading.Event()
         self._chores_s = self._hurry_until_s = 0.0
-        self._rounds = -1
+        self._skipped = 0
         self._in_order_at: int | None = None
         self._more_to_prune = False
 
@@ -100,24 +100,22 @@ class Reconciler:
             return False
 
     def _wake_forgotten(self) -> int:
-        """Wake the accounts that wait with neither a wake-up nor a drain.
+        """Wake the accounts that wait with neither a wake-up nor a drain. Returns how many.
 
-        Thousands spend most of their time like this: they wait, each with its wake-up, and nothing happens. So the
-        question is not asked while nobody has written to PostgreSQL since all was in order; and by name only if there
-        are fewer wake-ups than accounts that should have one. Neither tells everything (a task may be lost on its way,
-        and one wake-up too many make up for another that is missing), so now and then it goes by name all the same,
-        and at once when a process is gone, the broker is away, or Redis has been rebuilt.
+        The accounts are compared by name. That takes 3 to 7 ms of CPU for 1,000 accounts, and an idle stack takes 12 ms
+        a second in all. So a round skips the comparison if nobody has written to PostgreSQL since all was in order.
+        A task can be lost without a write, so every tenth round compares all the same. If the broker is unavailable,
+        the pacer loses tasks every second, so every round compares. To compare counts first would save a third of the
+        time, and would miss an account whenever another has one wake-up too many.
         """
         a = self._a
-        self._rounds += 1
         written = self._seen.written if self._seen else None
-        by_name = not self._rounds % BY_NAME_EVERY or a.wakeups.broker_is_away()
-        if not by_name and written is not None and written == self._in_order_at:
+        self._skipped += 1
+        in_order = written is not None and written == self._in_order_at
+        if in_order and self._skipped < BY_NAME_EVERY and not a.wakeups.broker_is_away():
             return 0
-        if by_name or waiting.count_accounts_waiting(a.db) > a.wakeups.count():
-            woken = a.wakeups.wake_all(waiting.accounts_waiting(a.db))
-        else:
-            woken = 0
+        self._skipped = 0
+        woken = a.wakeups.wake_all(waiting.accounts_waiting(a.db))
         self._in_order_at = None if woken else written
         return woken
 
@@ -131,7 +129,7 @@ class Reconciler:
             a.wakeups.forget(waiting.accounts_waiting(a.db))
         rebuilt = rebuild_tokens(a.db, a.tokens, epoch, a.settings.rate_limit, pause)
         if rebuilt or epoch.number != seen.number:
-            self._rounds = -1
+            self._in_order_at = None
             self._seen = None  # that took a while
         return rebuilt
 
@@ -156,7 +154,7 @@ class Reconciler:
     def _note_gone(self, present: frozenset[int] | None = None) -> int:
         gone = self._departures.notice(present)
         if gone:
-            self._rounds = -1  # whatever they had in hand is forgotten: go by name
+            self._in_order_at = None  # whatever they had in hand is forgotten
         return gone
 
     def _expire(self) -> int:

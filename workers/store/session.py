@@ -33,9 +33,10 @@ TCP: dict[str, Any] = {
 }
 SERVER_TCP = "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3"
 # Claims are flat to a million rows only with a generic plan: a custom plan is chosen per call from statistics that a
-# queue outdates within seconds. A generic one is kept, and may have been made while the table was empty, when to read
-# all of it looked cheapest: so that is not to be considered where there is an index. Timeouts bound what a hung client
-# can hold on to.
+# queue outdates within seconds. PostgreSQL keeps a generic plan, and may have made it while the table was empty, when
+# to read all of it looked cheapest. `enable_seqscan` rules that out where there is an index. Without it, a statement
+# prepared on an empty table reads every row of a full one for as long as its connection lives. Timeouts bound what a
+# hung client can hold on to.
 ASKED_FOR = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
@@ -84,11 +85,6 @@ class Connection:
     def one(self, sql: str, params: Mapping[str, Any] | None = None) -> Row | None:
         rows = self.all(sql, params)
         return rows[0] if rows else None
-
-    @contextmanager
-    def pipeline(self) -> Iterator[None]:
-        with self._raw.pipeline():
-            yield
 
 
 class Database:

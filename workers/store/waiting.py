@@ -82,17 +82,3 @@ WHERE t.state IN ('scheduled', 'queued') GROUP BY t.account_id HAVING sum(t.n) >
 def accounts_waiting(db: Database) -> list[str]:
     """Accounts that have something to send, now or later, and are not paused."""
     return [row["account_id"] for row in db.all(_ACCOUNTS_WAITING)]
-
-
-_COUNT_ACCOUNTS_WAITING = """
-SELECT count(*)::int AS n FROM (
-    SELECT FROM tallies t JOIN accounts a ON a.id = t.account_id AND (a.paused_at IS NULL OR a.paused_until IS NOT NULL)
-    WHERE t.state IN ('scheduled', 'queued') GROUP BY t.account_id HAVING sum(t.n) > 0
-) waiting
-"""
-
-
-def count_accounts_waiting(db: Database) -> int:
-    """How many accounts should have a wake-up or a drain: those that wait, and those whose pause ends by itself."""
-    row = db.one(_COUNT_ACCOUNTS_WAITING)
-    return row["n"] if row else 0
