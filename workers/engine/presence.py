@@ -1,9 +1,9 @@
 """How the others know that a process lives.
 
 A worker process has a number and holds a PostgreSQL advisory lock on it, over a connection of its own. When the process
-dies, however it dies, its socket closes and the lock is gone within milliseconds: that is what tells a killed worker,
-whose messages may be taken over at once, from a hung one, which may yet wake up and must be waited for until its loans
-have ended. Pacers and workers also say in Redis that they live, for `/readyz`.
+dies, however it dies, its socket closes and the lock is gone within milliseconds. This tells a killed worker, whose
+messages are taken over after 0.8 s, from a hung one, which may yet wake up. Without the lock, every message of a killed
+worker would wait for its deadline and 1 s more. Pacers and workers also say in Redis that they live, for `/readyz`.
 """
 
 import secrets

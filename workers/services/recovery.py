@@ -196,8 +196,10 @@ def expire(db: Database, publisher: Publisher) -> int:
 
 @dataclass(slots=True)
 class Overlooked:
-    """Accounts that have a message due and a token free, and sleep on. There should be none: a wake-up that came too
-    late or not at all is made good here.
+    """Accounts that have a message due and a token free, and sleep on. There should be none.
+
+    The reconciler finds a missing wake-up by name. Only this class finds one that exists and is too late, since only
+    the tokens tell that. It runs every 30 s.
 
     Keeps in mind which accounts have no token, and until when: a use that is over keeps its token for the rest of the
     period, so there is no point in looking before that. Loans still out may end at any time.
