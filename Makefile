@@ -21,9 +21,9 @@ faults: $(VENV)/.local       ## the whole fault suite: 10,000 messages under fir
 	@$(BIN)/paceline faults --messages 10000 --accounts 50 --minutes 10 --seed 1 \
 	    --kills 100 --hangs 20 --redis-losses 10 --postgres-restarts 5
 
-# Four at once, handed out one by one: those that kill processes wait most of the time, those that compute do not.
+# Six at once on two cores, handed out one by one: tests that kill processes wait most of the time.
 test: $(VENV)/.dev           ## the whole test suite
-	@$(BIN)/python -m pytest -n 4 --maxschedchunk 1
+	@$(BIN)/python -m pytest -n 6 --maxschedchunk 1
 
 test-servers: $(VENV)/.dev   ## the tests of real servers, on Debian's PostgreSQL 15, Redis 7 and RabbitMQ; about 10 minutes
 	@$(BIN)/python -m tests.servers

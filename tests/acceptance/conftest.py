@@ -1,6 +1,7 @@
 """A real stack: servers, API, worker, pacer and sandbox, each a process of its own, driven over HTTP."""
 
 import json
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from api.auth import Role, issue_token
 from deploy.servers import Servers
 from deploy.stack import Stack
 from tests.servers.debian import DebianServers
+from workers.store import migrations
 
 
 class Api:
@@ -79,8 +81,24 @@ def servers_of(debian: DebianServers | None) -> Callable[[Stack], Servers | Debi
     return find
 
 
+@pytest.fixture(scope="session")
+def migrated(debian: DebianServers | None, tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """PostgreSQL's data with the schema at head, to copy: initdb and the migrations cost each stack a second of CPU.
+
+    None if stacks have no PostgreSQL of their own, or if its data cannot stay in their directories."""
+    if debian is not None:
+        return None
+    directory = tmp_path_factory.mktemp("migrated")
+    with Servers(directory) as servers:
+        migrations.upgrade(servers.database_url)
+    postgres = directory / "postgres"
+    return None if postgres.is_symlink() else postgres
+
+
 @pytest.fixture
-def make_stack(tmp_path_factory: pytest.TempPathFactory, addresses: dict[str, str]) -> Iterator[Callable[..., Stack]]:
+def make_stack(
+    tmp_path_factory: pytest.TempPathFactory, addresses: dict[str, str], migrated: Path | None
+) -> Iterator[Callable[..., Stack]]:
     """A running stack with a sandbox: `make_stack(RATE_LIMIT="10/2s", sandbox=["--latency-ms", "50"], workers=2)`."""
     with ExitStack() as running:
 
@@ -88,8 +106,12 @@ def make_stack(tmp_path_factory: pytest.TempPathFactory, addresses: dict[str, st
             *, sandbox: list[str] | None = None, api_workers: int = 1, workers: int = 1, pacers: int = 1,
             data_dir: Path | None = None, **environ: str,
         ) -> Stack:  # fmt: skip
+            if data_dir is None:
+                data_dir = tmp_path_factory.mktemp("stack")
+                if migrated is not None:
+                    subprocess.run(["cp", "-a", str(migrated), str(data_dir / "postgres")], check=True)
             stack = Stack(
-                data_dir or tmp_path_factory.mktemp("stack"),
+                data_dir,
                 port=0,
                 sandbox=True,
                 sandbox_arguments=sandbox or [],

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.conftest import ALICE, EMPTY, origin
+from tests.conftest import ALICE, empty, origin
 from workers.bootstrap import Adapters
 from workers.domain.decisions import DeadLetterReason, DeferralReason
 from workers.domain.errors import StaleClaim
@@ -77,9 +77,8 @@ class LifeCycle(RuleBasedStateMachine):
         self.origin = origin(adapters)
 
     @initialize()
-    def empty(self) -> None:
-        for statement in EMPTY:
-            self.db.all(statement)
+    def begin(self) -> None:
+        empty(self.db)
         self.numbers = itertools.count(1)
         self.places = itertools.count(1)
         self.messages: dict[str, Modelled] = {}
@@ -324,7 +323,7 @@ def test_the_life_cycle_agrees_with_a_model_of_it(adapters: Adapters) -> None:
 def test_redriven_messages_go_behind_fresh_ones_of_their_priority(adapters: Adapters) -> None:
     """One walk through the model that chance seldom finds: the fresh message is accepted last, and goes first."""
     walk = LifeCycle(adapters)
-    walk.empty()
+    walk.begin()
     walk.accept("a", 5)
     walk.claim(want=1)
     walk.given_up(which=0, reason=DeadLetterReason.RETRIES_EXHAUSTED)
