@@ -3,12 +3,17 @@
 from typing import Any
 
 from flask import Blueprint, g
+from marshmallow import ValidationError
 
 from api import schemas
 from api.auth import ADMINS, EVERYONE, actor
 from api.endpoint import endpoint
+from api.kinds import checked, kind_of
+from api.openapi import json_schema
 from ratelimit import Limits
 from workers.bootstrap import Adapters
+from workers.channels.base import Channel, Kind
+from workers.channels.registry import kinds, serves
 from workers.store.accounts import Account
 
 
@@ -17,11 +22,18 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
     accounts = adapters.accounts()
     default_limits = adapters.settings.rate_limit
 
+    @routes.get("/channels")
+    @endpoint("The kinds of channels", roles=EVERYONE, answers={200: schemas.KindList})
+    def list_channels() -> Any:
+        """Which kinds of accounts there may be here, and what settings and credentials an account of each takes."""
+        here = [kind for kind in kinds().values() if serves(kind.name, g.channel)]
+        return {"channels": [_kind(kind, adapters.channels[kind.name]) for kind in here]}, 200
+
     @routes.get("/accounts")
     @endpoint("Accounts and their limits", roles=EVERYONE, answers={200: schemas.AccountList})
     def list_accounts() -> Any:
         """Which accounts there are that you may know of, with their limits and states."""
-        found = [account for account in accounts.all_of(g.caller.scope()) if account.channel == g.channel]
+        found = [account for account in accounts.all_of(g.caller.scope()) if serves(account.channel, g.channel)]
         return {"accounts": [_shown(account, default_limits) for account in found]}, 200
 
     @routes.get("/accounts/<account_id>")
@@ -41,13 +53,17 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
     def put_account(account_id: str, body: dict[str, Any]) -> Any:
         """Make an account, or give it all of its properties anew: what you leave out is cleared, except the
         credentials."""
+        account_id = schemas.check_account_id(g.caller.account(account_id))
+        kind = kind_of(g.channel, body.get("channel"))
+        of_kind = checked(kind, body)
+        _refuse_credentials_of_another_kind(accounts.find(account_id), kind, body)
         account = accounts.put(
-            schemas.check_account_id(g.caller.account(account_id)),
-            channel=body.get("channel") or g.channel,
+            account_id,
+            channel=kind.name,
             limits=body.get("limits"),
             display_name=body.get("display_name"),
-            api_key=(body.get("credentials") or {}).get("api_key"),
-            settings=body.get("settings"),
+            credentials=of_kind.get("credentials"),
+            settings=of_kind.get("settings"),
             by=actor(),
             scope=g.caller.scope(),
         )
@@ -63,9 +79,11 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
     )
     def patch_account(account_id: str, body: dict[str, Any]) -> Any:
         """Change what you name and keep the rest: the way to give an account a new key."""
-        if "credentials" in body:
-            body["api_key"] = (body.pop("credentials") or {}).get("api_key")
-        account = accounts.patch(g.caller.account(account_id), body, by=actor(), scope=g.caller.scope())
+        before = accounts.get(g.caller.account(account_id))
+        kind = kind_of(g.channel, body.get("channel") or before.channel)
+        wanted = body | checked(kind, body, patch=True)
+        _refuse_credentials_of_another_kind(before, kind, body)
+        account = accounts.patch(before.id, wanted, by=actor(), scope=g.caller.scope())
         return _shown(account, default_limits), 200
 
     @routes.post("/accounts/<account_id>/pause")
@@ -87,6 +105,28 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
     def resume(account_id: str) -> Any:
         """Go on sending for an account."""
         return _shown(accounts.resume(g.caller.account(account_id), by=actor()), default_limits), 200
+
+
+def _refuse_credentials_of_another_kind(before: Account | None, kind: Kind, body: dict[str, Any]) -> None:
+    """An account that becomes one of another kind cannot keep its credentials. Raises ValidationError."""
+    if before and before.channel != kind.name and before.sealed_key is not None and "credentials" not in body:
+        words = f"Are those of a {before.channel} account; give those of {kind.name}."
+        raise ValidationError({"credentials": [words]})
+
+
+def _kind(kind: Kind, channel: Channel) -> dict[str, Any]:
+    able = channel.capabilities
+    return {
+        "name": kind.name,
+        "platform": kind.platform,
+        "settings": json_schema(kind.account_settings),
+        "credentials": json_schema(kind.credentials),
+        "capabilities": {
+            "idempotent": able.idempotent,
+            "keyLifetimeSeconds": able.key_lifetime_s,
+            "history": able.history,
+        },
+    }
 
 
 def _shown(account: Account, default_limits: Limits) -> dict[str, Any]:

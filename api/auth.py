@@ -22,7 +22,8 @@ from jwt.exceptions import PyJWTError
 from api.errors import ApiError, not_authenticated
 from workers.domain.actor import Actor
 from workers.domain.errors import NotFound
-from workers.settings import BadSetting, Settings
+from workers.environment import BadSetting
+from workers.settings import Settings
 from workers.telemetry import traces
 from workers.telemetry.exposition import bearer_token
 from workers.telemetry.logs import logger

@@ -15,7 +15,8 @@ from flask import Response, g, jsonify, request
 from api.auth import Role, authorize
 from api.body import json_object
 from api.limiting import spend
-from api.schemas import IDS, Strict
+from api.schemas import IDS
+from workers.channels.fields import Strict
 from workers.domain.errors import NotFound
 from workers.telemetry import traces
 

@@ -58,17 +58,21 @@ FIELDS: dict[str, Any] = {
     "inFlight": 1,
     "dlqCount": 2,
     # an account
-    "apiKey": "key-of-the-shop",
     "channel": "onlyfans",
     "displayName": "Shop",
     "limits": "1/second,10/minute",
     "ownLimits": True,
     "hasCredentials": True,
-    "trust5xx": False,
     "reason": "Holidays",
     "pausedUntil": SOON,
     "tokensAvailable": 4,
     "nextTokenAt": SOON,
+    # a kind of channel
+    "name": "onlyfans",
+    "platform": "onlyfans",
+    "KindOut.settings": {"type": "object", "properties": {"trust5xx": {"type": "boolean"}}},
+    "KindOut.credentials": {"type": "object", "properties": {"apiKey": {"type": "string"}}, "required": ["apiKey"]},
+    "capabilities": {"idempotent": True, "keyLifetimeSeconds": 86400.0, "history": True},
     # how things stand
     "estimatedTimeSeconds": 246.5,
     "rateLimit": "10 messages/minute",
@@ -106,4 +110,5 @@ FIELDS: dict[str, Any] = {
 def of_field(field: fields.Field) -> Any:
     """The example of a field; None if it needs none, since it says by itself what it takes."""
     name = field.data_key or field.name or ""
-    return FIELDS.get(f"{type(field.parent).__name__}.{name}", FIELDS.get(name))
+    own = field.metadata.get("examples")
+    return own[0] if own else FIELDS.get(f"{type(field.parent).__name__}.{name}", FIELDS.get(name))

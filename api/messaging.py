@@ -12,6 +12,7 @@ from api.auth import ADMINS, DEFAULT_ACCOUNT, EVERYONE, SENDERS, Caller, actor
 from api.endpoint import endpoint
 from api.errors import ApiError
 from workers.bootstrap import Adapters
+from workers.channels.registry import platforms
 from workers.domain.errors import NotFound
 from workers.domain.state import State, Status
 from workers.services.bulk import no_accounts
@@ -27,7 +28,7 @@ KEY_LENGTH = 255
 def blueprint(adapters: Adapters) -> Blueprint:
     routes = Blueprint("messaging", __name__, url_prefix="/api/<channel>/messaging")
     submitter, reader, failures = adapters.submitter(), adapters.reader(), adapters.failures()
-    amender = adapters.amender()
+    amender, known = adapters.amender(), platforms()
 
     @routes.url_value_preprocessor
     def _take_channel(_endpoint: str | None, values: dict[str, Any] | None) -> None:
@@ -35,7 +36,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
 
     @routes.before_request
     def _know_channel() -> None:
-        if g.channel not in adapters.channels:
+        if g.channel not in known:
             raise NoSuchRoute
 
     @routes.get("/test")

@@ -9,13 +9,14 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from flask import Flask
 from marshmallow import Schema, fields
 
-from api import examples, schemas
+from api import examples, kinds, schemas
 from api.body import media_types
 from api.endpoint import Declaration, declaration_of
+from workers.channels.fields import Text
+from workers.channels.registry import platforms
 
 _PARAMETER = re.compile(r"<(?:\w+:)?(\w+)>")
 _PATH = {
-    "channel": {"type": "string", "enum": ["onlyfans"]},
     **{name: {"type": "string", "pattern": pattern} for name, pattern in schemas.IDS.items()},
     "batch_id": {"type": "string", "minLength": 1, "maxLength": 255},
 }
@@ -82,7 +83,7 @@ _TAGS = {
     "operations": ("Operations", "For machines: health and metrics."),
 }
 """What routes are grouped under, in the order in which one meets them: by the first part of their path."""
-_GROUPED_WITH = {"test": "status", "<message_id>": "failed"}
+_GROUPED_WITH = {"test": "status", "channels": "accounts", "<message_id>": "failed"}
 
 
 def document(app: Flask) -> dict[str, Any]:
@@ -133,8 +134,9 @@ def _tag(rule: str) -> str:
 
 def _operation(name: str, rule: str, method: str, declared: Declaration) -> dict[str, Any]:
     in_path = _PARAMETER.findall(rule)
+    path = {"channel": {"type": "string", "enum": platforms()}, **_PATH}
     parameters: list[Any] = [
-        {"name": found, "in": "path", "required": True, "schema": _PATH[found], "example": examples.IN_PATH[found]}
+        {"name": found, "in": "path", "required": True, "schema": path[found], "example": examples.IN_PATH[found]}
         for found in in_path
     ]
     if declared.query:
@@ -223,12 +225,28 @@ def _teach(spec: APISpec) -> None:
         return {"enum": [field.constant]} if isinstance(field, fields.Constant) else {}
 
     def pattern(_self: Any, field: fields.Field, ret: dict[str, Any]) -> dict[str, Any]:
-        own = field.pattern if isinstance(field, schemas.Text | schemas.Time) else None
+        own = field.pattern if isinstance(field, Text | schemas.Time) else None
         return {"pattern": own} if own and "pattern" not in ret else {}
 
     def example(_self: Any, field: fields.Field, ret: dict[str, Any]) -> dict[str, Any]:
         found = None if ret.keys() & {"enum", "$ref", "allOf", "anyOf"} else examples.of_field(field)
         return {} if found is None else {"examples": [found]}
 
-    for learned in (constant, pattern, example):
+    def of_kind(self: Any, field: fields.Field, **_: Any) -> dict[str, Any]:
+        if isinstance(field, kinds.Channel):
+            return {"enum": field.names}
+        if not isinstance(field, kinds.OfKind):
+            return {}
+        found = [self.resolve_nested_schema(schema) for schema in field.schemas]
+        return {"anyOf": [*found, {"type": "null"}] if field.allow_none else found}
+
+    for learned in (constant, pattern, of_kind, example):
         spec.plugins[0].converter.add_attribute_function(learned)  # type: ignore[attr-defined]
+
+
+def json_schema(schema: type[Schema]) -> dict[str, Any]:
+    """The JSON Schema of what a schema takes."""
+    plugin: Any = MarshmallowPlugin()
+    spec = APISpec(title="", version="", openapi_version="3.1.0", plugins=[plugin])
+    _teach(spec)
+    return dict(plugin.converter.schema2jsonschema(schema()))

@@ -4,11 +4,13 @@ import json
 import re
 from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
-from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates_schema
+from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 
+from api.kinds import Channel, OfKind
 from ratelimit import BadLimits, Limits
+from workers.channels.fields import Flag, Matches, Strict, Text, Whole, check_text
 from workers.domain.actor import Action
 from workers.domain.decisions import DeadLetterReason
 from workers.domain.state import Status
@@ -24,8 +26,6 @@ MOST_WRONG = 100
 ACCOUNT_ID = r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,63}"
 LIMITS_LENGTH = 255
 NUMBER_CURSOR = r"^[1-9][0-9]{0,17}$"
-HEADER_TEXT = r"^[!-~]+$"
-HEADER_WORDS = "Must be letters, digits and punctuation of ASCII alone, without spaces or line breaks"
 MESSAGE_ID = r"^msg_[0-9A-HJKMNP-TV-Z]{26}$"
 IDS = {"message_id": MESSAGE_ID, "account_id": f"^{ACCOUNT_ID}$"}
 """What the ids in a path look like, by their names there."""
@@ -59,36 +59,6 @@ class Time(fields.AwareDateTime):
         if not MINYEAR < moment.year < MAXYEAR:
             raise self.make_error("invalid", input=value, obj_type=self.OBJ_TYPE)
         return moment.astimezone(UTC)
-
-
-class Text(fields.String):
-    """A string that PostgreSQL and UTF-8 can hold."""
-
-    pattern = r"^[^\x00]*$"
-    """For the document, where no stricter one is given."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
-        text = super()._deserialize(value, attr, data, **kwargs)
-        _check_text(text)
-        return text
-
-
-class Whole(fields.Integer):
-    """A JSON integer, 5 or 5.0, which is the same number; neither "5" nor true."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
-        if type(value) not in (int, float) or value % 1:
-            raise self.make_error("invalid", input=value)
-        return super()._deserialize(value, attr, data, **kwargs)
-
-
-class Flag(fields.Boolean):
-    """A JSON boolean: neither "yes" nor 1."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
-        if type(value) is not bool:
-            raise self.make_error("invalid", input=value)
-        return value
 
 
 class Some(fields.List):
@@ -160,48 +130,19 @@ class Metadata(fields.Dict):
         return found
 
 
-def _check_text(text: str) -> None:
-    if "\0" in text:
-        raise ValidationError("Must not contain NUL characters.")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValidationError("Must not contain half of a surrogate pair.") from None
-
-
 def _check_json(value: Any, level: int = 1) -> None:
     match value:
         case str():
-            _check_text(value)
+            check_text(value)
         case dict() | list() if level > METADATA_DEPTH:
             raise ValidationError(f"Must be at most {METADATA_DEPTH} levels deep.")
         case dict():
             for key, inner in value.items():
-                _check_text(key)
+                check_text(key)
                 _check_json(inner, level + 1)
         case list():
             for inner in value:
                 _check_json(inner, level + 1)
-
-
-class Matches(validate.Regexp):
-    """The whole text, to its very end: Python's `$` also stands before a last newline, that of JSON Schema does not."""
-
-    def __call__(self, value: Any) -> Any:
-        if not self.regex.fullmatch(value):
-            raise ValidationError(self._format_error(value))
-        return value
-
-
-class Strict(Schema):
-    """rules: what JSON Schema can say, beyond its fields, of what this takes. example: a body of this kind, for people
-    to begin with."""
-
-    class Meta:
-        unknown = RAISE
-
-    rules: ClassVar[dict[str, Any]] = {}
-    example: ClassVar[dict[str, Any]] = {}
 
 
 # --- in -------------------------------------------------------------------------------------------------------------
@@ -388,20 +329,6 @@ class Dismiss(Strict):
     )
 
 
-class Credentials(Strict):
-    api_key = Text(
-        data_key="apiKey",
-        required=True,
-        validate=[validate.Length(1, 1000), Matches(HEADER_TEXT, error=f"{HEADER_WORDS} ({HEADER_TEXT}).")],
-    )
-
-
-class AccountSettings(Strict):
-    trust5xx = Flag(
-        metadata={"description": "true: a 5xx of the upstream means that the message was not sent, and may be retried"},
-    )
-
-
 class _Account(Strict):
     """What may be said of an account, whether all of it is given or a part."""
 
@@ -415,21 +342,17 @@ class _Account(Strict):
             "maxLength": LIMITS_LENGTH,
         },
     )
-    channel = fields.String(validate=validate.OneOf(["onlyfans"]))
+    channel = Channel(metadata={"description": "The kind of channel; the platform's own if not given"})
     display_name = Text(data_key="displayName", allow_none=True, validate=validate.Length(1, 255))
 
 
 class AccountIn(_Account):
     example = {"limits": "1/second,10/minute", "displayName": "Shop", "credentials": {"apiKey": "key-of-the-shop"}}
 
-    credentials = fields.Nested(
-        Credentials, metadata={"description": "Write-only; left as they are if not given", "writeOnly": True}
+    credentials = OfKind(
+        "credentials", metadata={"description": "Write-only; left as they are if not given", "writeOnly": True}
     )
-    settings = fields.Nested(AccountSettings, metadata={"description": "None if not given"})
-
-
-class AccountSettingsPatch(Strict):
-    trust5xx = Flag(allow_none=True, metadata={"description": "As in PUT; null takes it away"})
+    settings = OfKind("account_settings", metadata={"description": "None if not given"})
 
 
 class AccountPatch(_Account):
@@ -437,13 +360,16 @@ class AccountPatch(_Account):
 
     example = {"credentials": {"apiKey": "new-key-of-the-shop"}}
 
-    credentials = fields.Nested(
-        Credentials,
+    credentials = OfKind(
+        "credentials",
         allow_none=True,
         metadata={"description": "Write-only; null: from now on it sends with the channel's key", "writeOnly": True},
     )
-    settings = fields.Nested(
-        AccountSettingsPatch, allow_none=True, metadata={"description": "By name; null takes all of them away"}
+    settings = OfKind(
+        "account_settings",
+        patch=True,
+        allow_none=True,
+        metadata={"description": "By name; null takes all of them away"},
     )
 
 
@@ -672,7 +598,7 @@ class AccountOut(Schema):
     limits = fields.String(required=True)
     own_limits = fields.Boolean(data_key="ownLimits", required=True)
     has_credentials = fields.Boolean(data_key="hasCredentials", required=True)
-    settings = fields.Nested(AccountSettings, required=True)
+    settings = OfKind("account_settings", required=True)
     state = fields.String(required=True, validate=validate.OneOf(["active", "paused", "cooldown"]))
     reason = fields.String(required=True, allow_none=True)
     paused_until = Time(data_key="pausedUntil", required=True, allow_none=True)
@@ -680,6 +606,18 @@ class AccountOut(Schema):
 
 class AccountList(Schema):
     accounts = fields.List(fields.Nested(AccountOut), required=True)
+
+
+class KindOut(Schema):
+    name = fields.String(required=True)
+    platform = fields.String(required=True)
+    settings = fields.Dict(required=True, metadata={"description": "JSON Schema of an account's settings"})
+    credentials = fields.Dict(required=True, metadata={"description": "JSON Schema of an account's credentials"})
+    capabilities = fields.Dict(required=True, metadata={"description": "What the upstream can do"})
+
+
+class KindList(Schema):
+    channels = fields.List(fields.Nested(KindOut), required=True)
 
 
 class AuditOut(Schema):

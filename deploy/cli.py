@@ -20,7 +20,9 @@ from deploy.lifeline import follow_lifeline
 from deploy.local import dotenv, running
 from deploy.local.stopping import Interrupted, Stop
 from deploy.sandbox.__main__ import main as run_sandbox
-from workers.settings import BadSetting, Settings, variables
+from workers.channels.registry import platforms
+from workers.environment import BadSetting
+from workers.settings import Settings, variables
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _TTL = re.compile(r"(\d+)([smhd])")
@@ -62,6 +64,15 @@ class _TimeZone(click.ParamType):
                 "is not a time zone; write e.g. Europe/Berlin (or install tzdata, if this machine has no time zones)"
             )
             self.fail(f"{value!r} {words}", param, ctx)
+
+
+class _Platform(click.ParamType):
+    """A platform that a channel kind serves. The kinds are looked for only once one is named."""
+
+    name = "platform"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return click.Choice(platforms()).convert(value, param, ctx)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -205,7 +216,7 @@ def token(role: str, sub: str, accounts: str, ttl: timedelta, data_dir: Path) ->
     help="CSV with the API's field names as columns, NDJSON or a JSON array; - for stdin.",
 )
 @click.option("--url", help="Where the API is.  [default: that of the local Paceline, or http://127.0.0.1:8000]")
-@click.option("--channel", default="onlyfans", show_default=True)
+@click.option("--channel", type=_Platform(), default="onlyfans", show_default=True)
 @click.option("--token", envvar="PACELINE_TOKEN", help="[env: PACELINE_TOKEN; default: made from the local secret]")
 @click.option("--account", help="For messages without an accountId.")
 @click.option("--batch-id", help="For messages without a batchId.")

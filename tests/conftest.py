@@ -8,7 +8,7 @@ import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -252,8 +252,12 @@ def bearer() -> Callable[..., dict[str, str]]:
 
 @pytest.fixture
 def with_settings(make_adapters: Callable[[Settings], Adapters], settings: Settings) -> Callable[..., Adapters]:
-    """Adapters under other settings: `with_settings(max_attempts=2)`."""
-    return lambda **changes: make_adapters(replace(settings, **changes))
+    """Adapters under other settings: `with_settings(max_attempts=2, onlyfans={"idempotent": False})`."""
+
+    def make(*, onlyfans: Mapping[str, Any] | None = None, **changes: Any) -> Adapters:
+        return make_adapters(replace(settings.with_channel("onlyfans", **(onlyfans or {})), **changes))
+
+    return make
 
 
 @pytest.fixture(scope="session")

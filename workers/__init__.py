@@ -7,5 +7,6 @@ wakeups     which account has something to do, and when: Redis
 services    the use cases, composed of the above
 engine      what runs them: worker and pacer processes, Celery, the reconciler
 telemetry   metrics, logs and traces
+settings    what the environment says; environment    how it is read
 bootstrap   the one place where adapters are built from settings
 """

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import redis
 
@@ -9,7 +10,7 @@ from ratelimit import Tokens, connect
 from workers.channels.base import Channel
 from workers.channels.http.proxy import Proxy
 from workers.channels.http.upstream import Network
-from workers.channels.onlyfans import OnlyFans
+from workers.channels.registry import kinds
 from workers.credentials import Vault
 from workers.services.accounts import Accounts
 from workers.services.amend import Amender
@@ -67,7 +68,9 @@ class Adapters:
         return Accounts(self.db, self.tokens, self.publisher, self.vault, self.budgets(), self.settings.rate_limit)
 
     def budgets(self) -> Budgets:
-        return Budgets(self.db, self.vault, {OnlyFans.name: self.settings.onlyfans_api_key})
+        config = self.settings.channels
+        identities = {name: partial(kind.identity, config[name]) for name, kind in kinds().items()}
+        return Budgets(self.db, self.vault, identities)
 
     def rescuer(self) -> Rescuer:
         return Rescuer(self.db, self.wakeups, self.publisher, self.channels, self.settings.retry_policy)
@@ -100,21 +103,16 @@ class Adapters:
 def build(settings: Settings, *, pool_size: int = 10, name: str = "paceline") -> Adapters:
     """Nothing connects before it is used."""
     client = connect(settings.redis_url)
-    onlyfans = OnlyFans(
-        settings.onlyfans_base_url,
-        api_key=settings.onlyfans_api_key,
-        idempotent=settings.onlyfans_idempotent,
-        connections=SENDERS,
-        network=network(settings),
-    )
-    begin_at_zero([onlyfans.name])
+    reached = network(settings)
+    channels = {name: kind.build(settings.channels[name], reached, SENDERS) for name, kind in kinds().items()}
+    begin_at_zero(list(channels))
     return Adapters(
         settings=settings,
         db=Database(settings.database_url, pool_size=pool_size, name=name),
         redis=client,
         tokens=Tokens(client, NAMESPACE),
         wakeups=Wakeups(client),
-        channels={onlyfans.name: onlyfans},
+        channels=channels,
         senders=Senders(SENDERS, spare=SENDERS // 4),
         vault=settings.vault,
     )

@@ -7,7 +7,9 @@ so a key is rotated by putting a new one in front everywhere, running `paceline 
 import base64
 import hashlib
 import hmac
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -48,6 +50,10 @@ class Vault:
         except InvalidToken as error:
             raise Unreadable("sealed under a key that is not in CREDENTIALS_KEY") from error
 
+    def credentials(self, stored: str | None) -> dict[str, Any]:
+        """The credentials that an account has of its own; empty if it has none. Raises Unreadable."""
+        return {} if stored is None else unpack(self.open(stored))
+
     def fingerprints(self, text: str) -> tuple[str, ...]:
         """Fingerprints of a text, one for each of our keys, that of the newest first. Two texts that have one in common
         are equal, and nobody without the key can tell what they are."""
@@ -67,6 +73,23 @@ class _Fingerprinter:
 
     def of(self, text: str) -> str:
         return f"{self.name}:{hmac.digest(self._key, text.encode(), 'sha256').hex()}"
+
+
+def pack(credentials: Mapping[str, Any]) -> str:
+    """Credentials as one text, to be sealed. An API key by itself is its own text: so older versions, which know no
+    other credentials, read what this one writes."""
+    key = credentials.get("apiKey")
+    is_plain = credentials.keys() == {"apiKey"} and isinstance(key, str) and not key.startswith("{")
+    return str(key) if is_plain else json.dumps(credentials)
+
+
+def unpack(text: str) -> dict[str, Any]:
+    """The credentials in a text of `pack`, or of an older version."""
+    try:
+        found = json.loads(text) if text.startswith("{") else None
+    except ValueError:  # a key of an older version that begins so
+        found = None
+    return found if isinstance(found, dict) else {"apiKey": text}
 
 
 def is_sealed(stored: str) -> bool:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 from deploy.check import broker, epoch, postgres, redis, upstream
 from deploy.check import settings as consistency
-from deploy.check.rules import Finding, Level
+from deploy.check.rules import Finding
+from workers.domain.remarks import Level
 from workers.settings import Settings, problems
 
 

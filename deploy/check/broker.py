@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import redis
 
 from deploy.check.redis import Server
-from deploy.check.rules import Finding, Level
+from deploy.check.rules import Finding
+from workers.domain.remarks import Level
 from workers.engine.celery_app import app
 from workers.settings import Settings
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 
-from deploy.check.rules import Remark, warn
+from workers.domain.remarks import Remark, warn
 
 TOLERATED_S = 2.0
 

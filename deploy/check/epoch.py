@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import psycopg
 
-from deploy.check.rules import Finding, Level
+from deploy.check.rules import Finding
 from ratelimit import TokensUnavailable
 from workers.bootstrap import build
 from workers.domain.errors import StoreUnavailable
+from workers.domain.remarks import Level
 from workers.settings import Settings
 from workers.store import epochs
 

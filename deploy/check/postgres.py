@@ -14,11 +14,13 @@ from typing import Any
 import psycopg
 
 from deploy.check import clock
-from deploy.check.rules import Finding, Level, Remark, Rules, fail, note, warn
+from deploy.check.rules import Finding, Rules
 from deploy.check.settings import DAY_S
 from workers.bootstrap import build
+from workers.channels.registry import kinds
 from workers.credentials import Vault, is_sealed
 from workers.domain.errors import StoreUnavailable, Unreadable
+from workers.domain.remarks import Level, Remark, fail, note, warn
 from workers.engine.presence import BEAT_S
 from workers.engine.processes import PACERS_POOL_SIZE, POOL_SIZE
 from workers.settings import Settings
@@ -72,10 +74,13 @@ class Server:
     def credential(self, account: Account) -> str | None:
         """A name for the key that an account sends with; None if it can't be read."""
         try:
-            own = account.sealed_key and self.settings.vault.open(account.sealed_key)
+            own = self.settings.vault.credentials(account.sealed_key)
         except Unreadable:
             return None
-        return f"{account.channel} {own or self.settings.onlyfans_api_key}"
+        kind = kinds().get(account.channel)
+        config = self.settings.channels.get(account.channel)
+        identity = kind.identity(config, own) if kind else None
+        return f"{account.channel}\0{identity or ''}"
 
     def off(self, *names: str) -> list[str]:
         return [name for name in names if self.parameters[name] == "off"]

@@ -9,7 +9,8 @@ from typing import Any
 import redis
 
 from deploy.check import clock
-from deploy.check.rules import Finding, Level, Remark, Rules, fail, note, warn
+from deploy.check.rules import Finding, Rules
+from workers.domain.remarks import Level, Remark, fail, note, warn
 from workers.wakeups import NUDGE
 
 ROOM_BYTES = 64 * 1024 * 1024

@@ -6,36 +6,11 @@ exits with 1. `warn` is for what costs speed, honesty or sleep. `note` only tell
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Generic, TypeVar
 
+from workers.domain.remarks import Level, Remark, fail, note
+
 _S = TypeVar("_S")
-
-
-class Level(StrEnum):
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "FAIL"
-
-
-@dataclass(frozen=True, slots=True)
-class Remark:
-    """What a rule has to say: words that name the trouble and its remedy."""
-
-    level: Level
-    words: str
-
-
-def fail(words: str) -> Remark:
-    return Remark(Level.FAIL, words)
-
-
-def warn(words: str) -> Remark:
-    return Remark(Level.WARN, words)
-
-
-def note(words: str) -> Remark:
-    return Remark(Level.OK, words)
 
 
 @dataclass(frozen=True, slots=True)

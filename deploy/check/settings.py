@@ -1,18 +1,21 @@
 """Settings that make sense one by one and not together. Needs no server."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
 from api.app import create_app
-from deploy.check.rules import Remark, Rules, fail, warn
+from deploy.check.rules import Rules
 from workers.bootstrap import build
+from workers.channels.registry import kinds
+from workers.domain.remarks import Remark, fail, warn
 from workers.engine.celery_app import app as celery_app
 from workers.engine.processes import POOL_SIZE
+from workers.environment import BadSetting
 from workers.services.dispatch import DRAIN_FOR_S
-from workers.settings import BadSetting, Settings
+from workers.settings import Settings
 
 THREADS_PER_CONNECTION = 2
 """A drain holds a connection for a statement or a transaction, never across a request: two threads share one and hardly
@@ -35,7 +38,17 @@ class Configuration:
     @property
     def upstream_is_here(self) -> bool:
         """Whether what is sent stays on this machine."""
-        return is_loopback(urlsplit(self.settings.onlyfans_base_url).hostname or "")
+        return all(is_loopback(urlsplit(url).hostname or "") for url in self.upstreams.values())
+
+    @property
+    def upstreams(self) -> Mapping[str, str]:
+        """The URL of each kind's upstream, by the variable that holds it."""
+        addressed = [kind for kind in kinds().values() if kind.address]
+        found = [(kind, {field.name: field for field in fields(kind.settings)}) for kind in addressed]
+        return {
+            declared[kind.address].metadata["variable"]: getattr(self.settings.channels[kind.name], kind.address)
+            for kind, declared in found
+        }
 
 
 def is_loopback(host: str) -> bool:
@@ -77,8 +90,10 @@ def _retention(c: Configuration) -> Iterator[Remark]:
 
 @rules.rule("upstream")
 def _upstream(c: Configuration) -> Iterator[Remark]:
-    if urlsplit(c.settings.onlyfans_base_url).scheme == "http" and not c.upstream_is_here:
-        yield warn("ONLYFANS_BASE_URL is plain http: keys and messages can be read on the way; use https")
+    for variable, url in c.upstreams.items():
+        parsed = urlsplit(url)
+        if parsed.scheme == "http" and not is_loopback(parsed.hostname or ""):
+            yield warn(f"{variable} is plain http: keys and messages can be read on the way; use https")
 
 
 @rules.rule("metrics")

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from deploy.cli import paceline
-from workers.settings import BadSetting, Settings, variables
+from workers.environment import BadSetting
+from workers.settings import Settings, variables
 
 ROOT = Path(__file__).parents[2]
 SOURCE = (ROOT / "docker-compose.yml").read_text()
@@ -103,8 +104,8 @@ def test_no_setting_is_out_of_reach() -> None:
 @pytest.mark.parametrize("name", sorted(WITH_SETTINGS))
 def test_settings_make_sense_as_they_come(name: str) -> None:
     settings = Settings.from_env(environment(name, SECRETS))
-    assert settings.onlyfans_base_url == "http://sandbox:9000"
-    assert settings.onlyfans_idempotent is True
+    assert settings.channels["onlyfans"].base_url == "http://sandbox:9000"
+    assert settings.channels["onlyfans"].idempotent is True
     assert settings.send_timeout_seconds + 5 < 20  # the grace period
 
 
@@ -119,15 +120,19 @@ def test_another_upstream_does_not_get_the_sandboxs_key() -> None:
     with pytest.raises(BadSetting, match=r"ONLYFANS_API_KEY=.*must be the upstream's key"):
         Settings.from_env(environment("worker", another))
     settings = Settings.from_env(environment("worker", {**another, "ONLYFANS_API_KEY": "mine"}))
-    assert settings.onlyfans_api_key == "mine"
-    assert Settings.from_env(environment("worker", SECRETS)).onlyfans_api_key == "sandbox"
+    assert settings.channels["onlyfans"].api_key == "mine"
+    assert Settings.from_env(environment("worker", SECRETS)).channels["onlyfans"].api_key == "sandbox"
 
 
 def test_another_upstream_is_not_taken_for_idempotent() -> None:
     another = {**SECRETS, "ONLYFANS_BASE_URL": "https://api.example.com", "ONLYFANS_API_KEY": "mine"}
     with pytest.raises(BadSetting, match="must be 1 or 0"):
         Settings.from_env(environment("worker", another))
-    assert not Settings.from_env(environment("worker", {**another, "ONLYFANS_IDEMPOTENT": "0"})).onlyfans_idempotent
+    assert (
+        not Settings.from_env(environment("worker", {**another, "ONLYFANS_IDEMPOTENT": "0"}))
+        .channels["onlyfans"]
+        .idempotent
+    )
 
 
 def test_values_reach_the_services() -> None:

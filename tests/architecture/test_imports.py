@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[2]
 # A room may import itself and what stands after it here; a name longer than a module is that one name of it.
 MAY_IMPORT = {
     "deploy": "api workers ratelimit",
-    "api": "workers.bootstrap workers.settings workers.services workers.domain workers.telemetry workers.encoding"
-    " ratelimit"
+    "api": "workers.bootstrap workers.settings workers.environment workers.services workers.domain workers.telemetry"
+    " workers.encoding ratelimit workers.channels.registry workers.channels.fields workers.channels.base"
     # What comes back as it is: filters, the dict that a row is, an account.
     " workers.store.queries workers.store.audit.AuditFilter workers.store.session.Row workers.store.accounts.Account",
     # what runs the services; its modules each know only their own part
@@ -41,14 +41,15 @@ MAY_IMPORT = {
     # the outside, each room knowing only its own part of it
     "workers.store": "workers.domain workers.encoding ratelimit",
     "workers.encoding": "",
-    "workers.channels": "workers.channels.http workers.domain workers.clock",
-    "workers.channels.http": "workers.clock",
+    "workers.channels": "workers.channels.http workers.domain workers.clock workers.environment",
+    "workers.channels.http": "workers.clock workers.domain.remarks",
     "workers.wakeups": "workers.telemetry ratelimit",
     # what knows nobody
-    "workers.settings": "workers.domain workers.credentials ratelimit",
+    "workers.settings": "workers.environment workers.channels.registry workers.domain workers.credentials ratelimit",
+    "workers.environment": "",
     "workers.credentials": "workers.domain",
     "workers.telemetry": "workers.domain workers.clock",
-    "workers.telemetry.traces": "workers.settings",
+    "workers.telemetry.traces": "workers.environment",
     "workers.clock": "",
     "workers.domain": "",
     "ratelimit": "",
@@ -67,7 +68,7 @@ LIVES_IN = {
     "opentelemetry": "workers.telemetry.traces",
     "flask": "api deploy",
     "flask_jwt_extended": "api",
-    "marshmallow": "api",
+    "marshmallow": "api workers.channels",
     "apispec": "api",
     "granian": "deploy",
     "click": "deploy",
@@ -78,7 +79,7 @@ PURE = {"abc", "collections", "dataclasses", "datetime", "decimal", "enum", "fun
 PURE |= {"html", "re", "types", "typing", "unicodedata"}
 """All that the domain may use of the standard library: no clock, no socket, no file."""
 
-ADAPTERS = {"Database", "Tokens", "Wakeups", "OnlyFans"}
+ADAPTERS = {"Database", "Tokens", "Wakeups"}
 COMPOSITION_ROOT = "workers.bootstrap"
 
 PACKAGES = ("api", "deploy", "ratelimit", "workers")

@@ -9,7 +9,8 @@ import click
 import pytest
 
 from deploy.cli import paceline
-from workers.settings import BadSetting, Settings, problems, variables
+from workers.environment import BadSetting
+from workers.settings import Settings, problems, variables
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "configuration.md").read_text()
@@ -148,7 +149,7 @@ def test_settings_do_not_tell_their_secrets() -> None:
     url = f"postgresql://paceline:{PASSWORD}@host/paceline"
     secrets = {"JWT_SECRET_KEY": PASSWORD * 3, "ONLYFANS_API_KEY": PASSWORD, "METRICS_TOKEN": PASSWORD}
     settings = Settings.from_env({**ENOUGH, "DATABASE_URL": url, **secrets})
-    assert settings.onlyfans_api_key == PASSWORD
+    assert settings.channels["onlyfans"].api_key == PASSWORD
     assert PASSWORD not in f"{settings!r} {settings!s}"
 
 

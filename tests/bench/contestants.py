@@ -41,7 +41,7 @@ class OursOnTrial:
         for n in range(accounts):
             ours.adapters.accounts().put(
                 f"account-{n}", channel="onlyfans", limits=Limits.parse(limits), display_name=None,
-                api_key=f"account-{n}", by=ADMIN,
+                credentials={"apiKey": f"account-{n}"}, by=ADMIN,
             )  # fmt: skip
         ours.open_accounts(accounts, limits)
 

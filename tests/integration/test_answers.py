@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -69,7 +68,7 @@ def test_an_upstream_out_of_reach_costs_nothing(
 ) -> None:
     """Refused, a name without an address, a server without TLS. Before: 1,400 of 2,000 dead within 45 s."""
     base_url = upstream.url.replace("http:", "https:") if base_url == "tls" else base_url
-    adapters = with_settings(onlyfans_base_url=base_url, max_attempts=2)
+    adapters = with_settings(onlyfans={"base_url": base_url}, max_attempts=2)
     listed = [{"recipient_id": f"fan-{n}", "content": "x", "priority": 5, "account_id": "default"} for n in range(2000)]
     adapters.submitter().submit_many(listed, by=ALICE)
     later = datetime.now(UTC) + timedelta(hours=3)
@@ -353,7 +352,12 @@ def two_under_one_key(adapters: Adapters) -> tuple[str, str, str]:
     """Two accounts that share a credential, and one that does not."""
     for account_id, api_key in (("a", "k"), ("b", "k"), ("c", "other")):
         adapters.accounts().put(
-            account_id, channel="onlyfans", limits=Limits.parse("10/s"), display_name=None, api_key=api_key, by=ALICE
+            account_id,
+            channel="onlyfans",
+            limits=Limits.parse("10/s"),
+            display_name=None,
+            credentials={"apiKey": api_key},
+            by=ALICE,
         )
     rebuild(adapters)
     return "a", "b", "c"
@@ -545,7 +549,7 @@ def test_nothing_is_sent_again_once_nobody_honours_keys(
     receipt = adapters.submitter().submit({"recipient_id": "fan-1", "content": "x"}, "default", by=ALICE)
     adapters.dispatcher(worker=1).drain("default")
     adapters.db.all("UPDATE messages SET due_at = now()")
-    unprotected = build(replace(adapters.settings, onlyfans_idempotent=False))
+    unprotected = build(adapters.settings.with_channel("onlyfans", idempotent=False))
     unprotected.dispatcher(worker=2).drain("default")
     unprotected.close()
     assert (state(adapters, receipt), len(upstream.ledger.entries)) == ("verifying", 1)
@@ -560,7 +564,7 @@ def test_nothing_is_sent_again_under_another_credential(
     upstream.faults.add(Fault("cut"))
     receipt = adapters.submitter().submit({"recipient_id": "fan-1", "content": "x"}, "default", by=ALICE)
     adapters.dispatcher(worker=1).drain("default")
-    adapters.accounts().patch("default", {"api_key": "another"}, by=ALICE)
+    adapters.accounts().patch("default", {"credentials": {"apiKey": "another"}}, by=ALICE)
     adapters.db.all("UPDATE messages SET due_at = now()")
     rebuild(adapters)
     adapters.dispatcher(worker=1).drain("default")
@@ -588,7 +592,7 @@ TEXTS = ["Hello Anna \n", "Cafe\u0301", "one\r\ntwo", "a & b"]
 def test_nothing_arrives_twice_at_an_upstream_that_rewrites_what_it_keeps(
     with_settings: Callable[..., Adapters], upstream: Sandbox, keeps: str, authors: bool
 ) -> None:
-    adapters = with_settings(onlyfans_idempotent=False)
+    adapters = with_settings(onlyfans={"idempotent": False})
     upstream.ledger.idempotent = False
     upstream.ledger.chats.keeps, upstream.ledger.chats.authors = keeps, authors
     receipts = [
@@ -606,7 +610,7 @@ def test_nothing_arrives_twice_at_an_upstream_that_rewrites_what_it_keeps(
 def test_two_hundred_to_an_upstream_that_rewrites_and_cuts_none_arrives_twice(
     with_settings: Callable[..., Adapters], upstream: Sandbox, make_account: Callable[..., str]
 ) -> None:
-    adapters = with_settings(onlyfans_idempotent=False)
+    adapters = with_settings(onlyfans={"idempotent": False})
     upstream.ledger.idempotent = False
     upstream.ledger.chats.keeps = "trimmed,nfc,lf,html"
     upstream.faults.set_rates({"cut": 0.4, "cut_before": 0.3})
@@ -635,7 +639,7 @@ def test_two_hundred_to_an_upstream_that_rewrites_and_cuts_none_arrives_twice(
 
 
 def test_a_fans_ok_is_not_taken_for_ours(with_settings: Callable[..., Adapters], upstream: Sandbox) -> None:
-    adapters = with_settings(onlyfans_idempotent=False)
+    adapters = with_settings(onlyfans={"idempotent": False})
     upstream.faults.add(Fault("cut_before"))
     receipt = adapters.submitter().submit({"recipient_id": "fan-1", "content": "ok"}, "default", by=ALICE)
     adapters.dispatcher(worker=1).drain("default")
@@ -650,7 +654,7 @@ def test_what_somebody_typed_by_hand_leaves_it_unknown(
     with_settings: Callable[..., Adapters], upstream: Sandbox
 ) -> None:
     """It may be ours, written in a way that nobody recognises: a person decides, and nothing is sent twice."""
-    adapters = with_settings(onlyfans_idempotent=False)
+    adapters = with_settings(onlyfans={"idempotent": False})
     upstream.faults.add(Fault("cut_before"))
     receipt = adapters.submitter().submit({"recipient_id": "fan-1", "content": "Hello"}, "default", by=ALICE)
     adapters.dispatcher(worker=1).drain("default")
@@ -666,7 +670,7 @@ def test_one_accounts_lookups_do_not_hold_up_anothers(
     with_settings: Callable[..., Adapters], upstream: Sandbox, make_account: Callable[..., str]
 ) -> None:
     """Ten doubtful messages of a, whose history hangs, were due before the one of b. Before: b waited for all ten."""
-    adapters = with_settings(onlyfans_idempotent=False)
+    adapters = with_settings(onlyfans={"idempotent": False})
     for account_id in ("a", "b"):
         accounts.put(adapters.db, account_id, sealed_key=adapters.vault.seal(f"key-of-{account_id}"))
         adapters.tokens.open_new(account_id)
@@ -698,7 +702,7 @@ def test_an_upstream_that_cannot_be_asked_uses_up_no_lookup(
 ) -> None:
     """Cut off, and then the upstream is away, or refuses us, for longer than five lookups. Before: a dead letter within
     seconds."""
-    adapters = with_settings(onlyfans_idempotent=False)
+    adapters = with_settings(onlyfans={"idempotent": False})
     upstream.faults.add(Fault("cut"))
     receipt = adapters.submitter().submit({"recipient_id": "fan-1", "content": "x"}, "default", by=ALICE)
     adapters.dispatcher(worker=1).drain("default")

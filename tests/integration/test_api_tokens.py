@@ -23,7 +23,8 @@ from api.app import create_app
 from api.auth import Role, issue_token
 from tests.conftest import SECRET
 from workers.bootstrap import Adapters, build
-from workers.settings import BadSetting, Settings
+from workers.environment import BadSetting
+from workers.settings import Settings
 from workers.telemetry.exposition import may_see
 
 STATUS = "/api/onlyfans/messaging/status"

@@ -45,7 +45,9 @@ def counting() -> Iterator[Sandbox]:
 @pytest.fixture
 def strict(make_adapters: Callable[[Settings], Adapters], settings: Settings, counting: Sandbox) -> Adapters:
     """Adapters over the upstream that counts, with the limit that it has."""
-    return make_adapters(replace(settings, onlyfans_base_url=counting.url, rate_limit=Limits.parse("10/2s")))
+    return make_adapters(
+        replace(settings.with_channel("onlyfans", base_url=counting.url), rate_limit=Limits.parse("10/2s"))
+    )
 
 
 def asker(adapters: Adapters, bearer: Bearer, *account_ids: str) -> Ask:
@@ -265,7 +267,7 @@ def test_tokens_of_a_budget_that_the_account_left_claim_nothing(
 def test_two_accounts_that_come_under_a_credential_at_once_see_each_other(adapters: Adapters) -> None:
     def put(n: int) -> None:
         adapters.accounts().put(
-            f"account-{n}", channel="onlyfans", limits=None, display_name=None, api_key="one", by=ALICE
+            f"account-{n}", channel="onlyfans", limits=None, display_name=None, credentials={"apiKey": "one"}, by=ALICE
         )
 
     with ThreadPoolExecutor(8) as pool:
@@ -281,7 +283,7 @@ def test_a_drain_finds_out_that_the_channels_key_is_now_the_accounts_own(
     adapters.submitter().submit({"recipient_id": "fan", "content": "x"}, "a", by=ALICE)
     adapters.dispatcher(worker=1).drain("default")
     assert budgets(adapters, "a", "default") == ["a", "default"]
-    changed = replace(adapters, settings=replace(settings, onlyfans_api_key="one"))
+    changed = replace(adapters, settings=settings.with_channel("onlyfans", api_key="one"))
     assert changed.dispatcher(worker=1).drain("a").claimed == 0
     assert len(set(budgets(adapters, "a", "default"))) == 1
     rebuild(adapters)

@@ -54,7 +54,7 @@ def claim(recipient_id: str = "fan-1", content: str = "Hello", message_id: str =
     )
 
 
-OURS, HOUSE = Sender("key-1"), Sender()
+OURS, HOUSE = Sender({"apiKey": "key-1"}), Sender()
 
 
 def send(
@@ -167,7 +167,7 @@ def test_503_with_retry_after_was_refused_unread(channel: OnlyFans, upstream: Sa
 
 def test_where_5xx_are_trusted_they_mean_not_sent(channel: OnlyFans, upstream: Sandbox) -> None:
     upstream.faults.add(Fault("status", status=500))
-    assert send(channel, sender=Sender("key-1", {"trust5xx": True})).kind is OutcomeKind.FAILED
+    assert send(channel, sender=Sender({"apiKey": "key-1"}, {"trust5xx": True})).kind is OutcomeKind.FAILED
 
 
 def test_a_conflict_is_a_key_in_use_where_keys_are_honoured() -> None:
@@ -822,7 +822,7 @@ def test_when_its_loop_is_closed_a_transport_goes_on_with_another(upstream: Sand
 @pytest.mark.parametrize("key", ["key\r\nX-Evil: 1", "key\n", "key\0", "key\u20ac"])
 def test_a_key_that_would_break_the_request_is_not_sent(upstream: Sandbox, key: str) -> None:
     with closing(OnlyFans(upstream.url)) as channel:
-        outcome = run(channel.send(claim(), Sender(key), start_by_s=float("inf"), timeout_s=5))
+        outcome = run(channel.send(claim(), Sender({"apiKey": key}), start_by_s=float("inf"), timeout_s=5))
     assert (outcome.kind, outcome.left, outcome.interrupted) == (OutcomeKind.UNAVAILABLE, False, False)
     assert "key" not in (outcome.error or "")
     assert upstream.summary()["arrivals"] == 0

@@ -24,10 +24,11 @@ from deploy import check
 from deploy.check import broker, postgres
 from deploy.check import redis as redis_rules
 from deploy.check import upstream as upstream_rules
-from deploy.check.rules import Finding, Level
+from deploy.check.rules import Finding
 from deploy.sandbox import Sandbox
 from deploy.servers import Postgres, Servers
 from deploy.stack import free_port
+from workers.domain.remarks import Level
 from workers.settings import Settings
 from workers.store import migrations
 
@@ -221,7 +222,7 @@ def test_an_old_schema_is_told_so_and_nothing_else(at_home: Settings, scratch: s
 def test_accounts_that_share_a_key_and_not_a_budget(
     at_home: Settings, scratch: str, columns: str, level: Level | None, remedy: str
 ) -> None:
-    settings = replace(at_home, database_url=scratch, onlyfans_api_key="key-of-the-house")
+    settings = replace(at_home.with_channel("onlyfans", api_key="key-of-the-house"), database_url=scratch)
     insert = f"INSERT INTO accounts (id, limits, api_key, budget) VALUES ('a', {columns})"
     with done(scratch, insert, "DELETE FROM accounts WHERE id = 'a'"):
         found = wrong(finding for finding in postgres.findings(settings) if finding.what == "budgets of accounts")
@@ -413,12 +414,12 @@ def test_a_broker_that_is_not_there(at_home: Settings) -> None:
 
 
 def about_upstream(settings: Settings, base_url: str, **changes: object) -> Finding:
-    (found,) = upstream_rules.findings(replace(settings, onlyfans_base_url=base_url, **changes))
+    (found,) = upstream_rules.findings(settings.with_channel("onlyfans", base_url=base_url, **changes))
     return found
 
 
 def test_an_upstream_that_answers_is_in_order(at_home: Settings, upstream: Sandbox) -> None:
-    found = about_upstream(at_home, upstream.url, onlyfans_api_key="key")
+    found = about_upstream(at_home, upstream.url, api_key="key")
     assert (found.level, found.words) == (Level.OK, upstream.url)
 
 
@@ -440,7 +441,8 @@ def test_an_upstream_that_nobody_has_a_key_for_is_warned_of(at_home: Settings, u
 def test_an_upstream_that_cannot_be_reached_is_refused(
     at_home: Settings, upstream: Sandbox, base_url: str, says: str, remedy: str
 ) -> None:
-    found = about_upstream(at_home, base_url.format(port=urlsplit(upstream.url).port), send_timeout_seconds=2.0)
+    quick = replace(at_home, send_timeout_seconds=2.0)
+    found = about_upstream(quick, base_url.format(port=urlsplit(upstream.url).port))
     assert found.level is Level.FAIL
     assert says in found.words
     assert remedy in found.words

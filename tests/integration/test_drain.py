@@ -337,10 +337,9 @@ def test_an_upstream_whose_connections_take_longer_than_a_token_may_wait_is_sent
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
     peer = Peer(answer_all, authority.server_tls("127.0.0.1"), before_tls=lambda: time.sleep(3))
     adapters = with_settings(
-        onlyfans_base_url=peer.url,
+        onlyfans={"base_url": peer.url, "idempotent": False},
         send_timeout_seconds=10.0,
         rate_limit=Limits.parse("10/2s"),
-        onlyfans_idempotent=False,
     )
     for n in range(20):
         adapters.submitter().submit({"recipient_id": f"fan-{n}", "content": "Hello"}, "default", by=ALICE)

@@ -166,7 +166,7 @@ def test_a_death_noticed_while_redis_is_away_is_noticed_again(
 def test_a_look_up_waits_for_a_worker_that_has_the_accounts_key(
     with_settings: Callable[..., Adapters], upstream: Sandbox
 ) -> None:
-    adapters = with_settings(onlyfans_idempotent=False)
+    adapters = with_settings(onlyfans={"idempotent": False})
     accounts.put(adapters.db, "default", sealed_key=Vault([Fernet.generate_key().decode()]).seal("key-1"))
     adapters.submitter().submit({"recipient_id": "fan-1", "content": "x"}, "default", by=ALICE)
     adapters.db.all("UPDATE messages SET state = 'verifying', attempts = 1, tries = 1")
@@ -488,7 +488,7 @@ def look_up(adapters: Adapters) -> int:
 def test_without_idempotency_an_unknown_outcome_is_found_in_the_history(
     with_settings: Callable[..., Adapters], upstream: Sandbox
 ) -> None:
-    adapters = with_settings(onlyfans_idempotent=False)
+    adapters = with_settings(onlyfans={"idempotent": False})
     upstream.ledger.idempotent = False
     receipt = adapters.submitter().submit({"recipient_id": "cut-1", "content": "x"}, "default", by=ALICE)
     adapters.dispatcher(worker=1).drain("default")
@@ -502,7 +502,7 @@ def test_a_use_found_in_the_history_ended_with_its_deadline(
     with_settings: Callable[..., Adapters], upstream: Sandbox
 ) -> None:
     """Written off when its worker seemed dead, it may have arrived at any time until then."""
-    adapters = with_settings(onlyfans_idempotent=False)
+    adapters = with_settings(onlyfans={"idempotent": False})
     adapters.submitter().submit({"recipient_id": "cut-1", "content": "x"}, "default", by=ALICE)
     adapters.dispatcher(worker=1).drain("default")
     adapters.db.all("UPDATE attempts SET ended_at = now() - interval '9 s', deadline_at = now() - interval '5 s'")
@@ -514,7 +514,7 @@ def test_a_use_found_in_the_history_ended_with_its_deadline(
 def test_without_idempotency_what_the_history_does_not_show_goes_again(
     with_settings: Callable[..., Adapters], upstream: Sandbox
 ) -> None:
-    adapters = with_settings(onlyfans_idempotent=False)
+    adapters = with_settings(onlyfans={"idempotent": False})
     upstream.faults.add(Fault("cut_before"))
     receipt = adapters.submitter().submit({"recipient_id": "fan-1", "content": "x"}, "default", by=ALICE)
     adapters.dispatcher(worker=1).drain("default")
@@ -528,7 +528,7 @@ def test_without_idempotency_what_the_history_does_not_show_goes_again(
 def test_two_messages_of_the_same_text_are_two_messages(
     with_settings: Callable[..., Adapters], upstream: Sandbox
 ) -> None:
-    adapters = with_settings(onlyfans_idempotent=False)
+    adapters = with_settings(onlyfans={"idempotent": False})
     upstream.faults.add(Fault("delay", delay_s=0, text="same"))
     upstream.faults.add(Fault("cut_before", text="same"))
     wanted = {"recipient_id": "fan-1", "content": "same"}
@@ -543,14 +543,14 @@ def test_one_of_the_same_text_still_on_its_way_is_not_taken_for_it(
     with_settings: Callable[..., Adapters], upstream: Sandbox
 ) -> None:
     """The other one, of another priority, has arrived, and its answer is not on record yet."""
-    adapters = with_settings(onlyfans_idempotent=False)
+    adapters = with_settings(onlyfans={"idempotent": False})
     upstream.faults.add(Fault("cut_before"))
     wanted = {"recipient_id": "fan-1", "content": "same"}
     mine = adapters.submitter().submit({**wanted, "priority": 9}, "default", by=ALICE)
     adapters.dispatcher(worker=1).drain("default")
     adapters.submitter().submit({**wanted, "priority": 1}, "default", by=ALICE)
     other = claim_one(adapters)
-    with closing(OnlyFans(upstream.url, api_key=adapters.settings.onlyfans_api_key)) as channel:
+    with closing(OnlyFans(upstream.url, api_key=adapters.settings.channels["onlyfans"].api_key)) as channel:
         outcome = asyncio.run(channel.send(other, Sender(), start_by_s=float("inf"), timeout_s=2.0))
     look_up(adapters)
     assert state(adapters, mine) == "verifying"
@@ -562,7 +562,7 @@ def test_one_of_the_same_text_still_on_its_way_is_not_taken_for_it(
 def test_without_idempotency_and_history_a_person_must_decide(
     with_settings: Callable[..., Adapters], upstream: Sandbox
 ) -> None:
-    adapters = with_settings(onlyfans_idempotent=False)
+    adapters = with_settings(onlyfans={"idempotent": False})
     upstream.history = False
     receipt = adapters.submitter().submit({"recipient_id": "cut-1", "content": "x"}, "default", by=ALICE)
     adapters.dispatcher(worker=1).drain("default")
@@ -592,7 +592,7 @@ def go_away(request: pytest.FixtureRequest, upstream: Sandbox) -> Iterator[Calla
 def test_lookups_of_an_upstream_that_is_away_burn_nothing(
     with_settings: Callable[..., Adapters], upstream: Sandbox, go_away: Callable[[bool], None]
 ) -> None:
-    adapters = with_settings(onlyfans_idempotent=False)
+    adapters = with_settings(onlyfans={"idempotent": False})
     receipt = adapters.submitter().submit({"recipient_id": "cut-1", "content": "x"}, "default", by=ALICE)
     adapters.dispatcher(worker=1).drain("default")
     go_away(True)
@@ -840,7 +840,7 @@ def test_one_entry_of_the_history_is_not_taken_for_two_messages(
     with_settings: Callable[..., Adapters], upstream: Sandbox
 ) -> None:
     """Two look-ups at once, same chat, same text, and only one of the two arrived."""
-    adapters = with_settings(onlyfans_idempotent=False)
+    adapters = with_settings(onlyfans={"idempotent": False})
     upstream.faults.add(Fault("cut", chat_id="fan-1"))
     upstream.faults.add(Fault("cut_before", chat_id="fan-1"))
     for priority in (5, 6):

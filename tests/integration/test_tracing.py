@@ -10,8 +10,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from deploy.sandbox import Fault, Sandbox
 from workers.bootstrap import Adapters
+from workers.environment import BadSetting
 from workers.services.dispatch import Dispatcher
-from workers.settings import BadSetting
 from workers.telemetry import traces
 
 CALLERS = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -630,7 +630,7 @@ def test_settings_reach_the_upstream(
     tls.load_verify_locations(authority.file)
     proxy = lead_to(serve(tls=tls).port)
     adapters = with_settings(
-        onlyfans_base_url="https://api.example.com",
+        onlyfans={"base_url": "https://api.example.com"},
         https_proxy=f"http://user:word@127.0.0.1:{proxy.port}",
         upstream_ca_file=authority.file,
         upstream_client_cert=certificate,

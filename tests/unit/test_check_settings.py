@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from deploy.check import clock, postgres
-from deploy.check.rules import Finding, Level
+from deploy.check.rules import Finding
 from deploy.check.settings import Configuration, is_loopback, rules
+from workers.domain.remarks import Level
 from workers.engine.celery_app import app as celery_app
 from workers.settings import Settings
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from deploy.check.rules import Level
-from deploy.check.upstream import Asked, judge
 from workers.channels.http.exchange import Answer
+from workers.channels.http.reach import Asked, judge
+from workers.domain.remarks import Level
 
 
 @pytest.mark.parametrize(
@@ -25,13 +25,16 @@ from workers.channels.http.exchange import Answer
 )
 def test_each_answer_has_its_remedy(status: int, with_key: bool, level: Level, says: str) -> None:
     body = json.dumps({"error": "No such key"}).encode()
-    remark = judge(Asked("https://up", with_key), Answer(status, {"Location": "https://elsewhere"}, body))
+    remark = judge(
+        Asked("https://up", with_key, "ONLYFANS_BASE_URL", "ONLYFANS_API_KEY"),
+        Answer(status, {"Location": "https://elsewhere"}, body),
+    )
     assert remark.level is level
     assert says in remark.words
 
 
 def test_words_are_short_and_plain() -> None:
     for body in (b"<html>", b"[1]", b'{"error": "a\\u001b[2Jb' + b"x" * 5000 + b'"}'):
-        words = judge(Asked("https://up", True), Answer(500, {}, body)).words
+        words = judge(Asked("https://up", True, "ONLYFANS_BASE_URL", "ONLYFANS_API_KEY"), Answer(500, {}, body)).words
         assert len(words) < 400
         assert words.isprintable()

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from deploy.local import dotenv
-from workers.settings import BadSetting, variables
+from workers.environment import BadSetting
+from workers.settings import variables
 
 
 def test_every_way_to_write_a_value() -> None:

@@ -4,12 +4,16 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from workers.channels.base import Sender
+from marshmallow import validate
+
+from workers.channels.base import Kind, Sender
+from workers.channels.fields import HEADER_TEXT, HEADER_WORDS, Flag, Matches, Strict, Text
+from workers.channels.http import reach
 from workers.channels.http.exchange import Answer, Exchange, NoAnswer, NotSent, TooLate
 from workers.channels.http.retry_after import http_date, retry_after_s
 from workers.channels.http.transport import Transport
@@ -18,6 +22,8 @@ from workers.clock import monotonic_s
 from workers.domain.lookup import Author, Entry, History
 from workers.domain.message import Claim
 from workers.domain.outcome import Blame, Capabilities, Outcome, OutcomeKind
+from workers.domain.remarks import Remark
+from workers.environment import flag, header, url, variable
 
 OUT_OF_CREDIT_S = 300.0
 """After a 402 one message asks again this often whether there is credit."""
@@ -30,6 +36,38 @@ _SKEW_S = 3.0
 _QUOTED = 4
 """Characters from which on a piece of the upstream's words is taken for a quotation."""
 _CONTROL = re.compile(r"[\x00-\x20\x7f]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnlyFansSettings:
+    """What the environment says of it."""
+
+    base_url: str = variable(
+        "ONLYFANS_BASE_URL", url("http", "https", example="https://api.example.com"), "http://127.0.0.1:9000"
+    )
+    """Where the `onlyfans` channel sends."""
+    api_key: str = variable("ONLYFANS_API_KEY", header, "")
+    """For accounts without a key of their own."""
+    idempotent: bool = variable("ONLYFANS_IDEMPOTENT", flag, "0")
+    """1: the upstream honours Idempotency-Key, so an unknown outcome may be sent again."""
+
+
+class Credentials(Strict):
+    api_key = Text(
+        data_key="apiKey",
+        required=True,
+        validate=[validate.Length(1, 1000), Matches(HEADER_TEXT, error=f"{HEADER_WORDS} ({HEADER_TEXT}).")],
+        metadata={"examples": ["key-of-the-shop"]},
+    )
+
+
+class AccountSettings(Strict):
+    trust5xx = Flag(
+        metadata={
+            "description": "true: a 5xx of the upstream means that the message was not sent, and may be retried",
+            "examples": [False],
+        },
+    )
 
 
 class OnlyFans:
@@ -83,7 +121,7 @@ class OnlyFans:
                 idempotent=self.capabilities.idempotent,
                 trust_5xx=bool(sender.settings.get("trust5xx")),
             )
-            hidden = (claim.content, sender.api_key or self._api_key)
+            hidden = (claim.content, self._key(sender))
             return replace(judged, error=judged.error and _without(judged.error, *hidden), latency_s=latency_s)
         except Exception as error:  # whatever it was that the upstream thought of, the request has left
             words = f"unreadable answer: {type(error).__name__}"
@@ -115,7 +153,7 @@ class OnlyFans:
 
     async def _name(self, reading: "_Reading", sender: Sender) -> str:
         """What the upstream calls the owner of a key. Remembered: it does not change."""
-        key = sender.api_key or self._api_key
+        key = self._key(sender)
         if key not in self._names:
             found = await reading.ask("/me")
             if found is None or found.get("id") is None:
@@ -126,10 +164,12 @@ class OnlyFans:
     def close(self) -> None:
         self._transport.close()
 
+    def _key(self, sender: Sender) -> str:
+        key: str = sender.credentials.get("apiKey") or self._api_key
+        return key
+
     def _headers(self, sender: Sender) -> dict[str, str]:
-        key = sender.api_key or self._api_key
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "paceline"}
-        return headers | {"Authorization": f"Bearer {key}"} if key else headers
+        return {"Content-Type": "application/json"} | _headers(self._key(sender))
 
 
 class _Unusable(Exception):
@@ -312,3 +352,46 @@ def _without(words: str, *hidden: str) -> str:
 def _plain(text: object) -> str:
     """Text that UTF-8 and PostgreSQL can hold: upstreams also send NUL, and half a surrogate pair ("\\ud83d")."""
     return str(text).encode("utf-8", "replace").decode().replace("\0", "")[:500]
+
+
+def _headers(key: str) -> dict[str, str]:
+    headers = {"Accept": "application/json", "User-Agent": "paceline"}
+    return headers | {"Authorization": f"Bearer {key}"} if key else headers
+
+
+def _identity(config: OnlyFansSettings, credentials: Mapping[str, Any]) -> str | None:
+    key = credentials.get("apiKey")
+    return None if key is None or key == config.api_key else str(key)
+
+
+def _build(config: OnlyFansSettings, network: Network, connections: int) -> OnlyFans:
+    return OnlyFans(
+        config.base_url,
+        api_key=config.api_key,
+        idempotent=config.idempotent,
+        connections=connections,
+        network=network,
+    )
+
+
+def _check(config: OnlyFansSettings, network: Network, timeout_s: float) -> Remark:
+    return reach.ask(
+        Upstream.at(config.base_url, network),
+        _headers(config.api_key),
+        url_variable="ONLYFANS_BASE_URL",
+        key_variable="ONLYFANS_API_KEY",
+        path="/me",
+        timeout_s=timeout_s,
+    )
+
+
+KIND = Kind(
+    name="onlyfans",
+    platform="onlyfans",
+    settings=OnlyFansSettings,
+    credentials=Credentials,
+    account_settings=AccountSettings,
+    identity=_identity,
+    build=_build,
+    check=_check,
+)

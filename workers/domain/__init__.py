@@ -9,5 +9,6 @@ events     what has happened: a fact for each move
 health     how an account and the whole are doing, in words
 budgets    which accounts draw on one budget
 actor      who asked for what
+remarks    what a check has to say
 errors     what can go wrong
 """

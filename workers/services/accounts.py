@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from ratelimit import Limits, Tokens, TokensUnavailable
-from workers.credentials import Vault
+from workers.credentials import Vault, pack, unpack
 from workers.domain.actor import Action, Actor
 from workers.domain.budgets import Change
 from workers.domain.errors import Conflict, NotFound, Unreadable
@@ -34,9 +34,12 @@ class Accounts:
     def all_of(self, scope: Scope) -> list[Account]:
         return accounts.all_of(self.db, None if scope is None else list(scope))
 
+    def find(self, account_id: str) -> Account | None:
+        return accounts.get(self.db, account_id)
+
     def get(self, account_id: str) -> Account:
         """Raises NotFound."""
-        account = accounts.get(self.db, account_id)
+        account = self.find(account_id)
         if account is None:
             raise NotFound(f"No account {account_id}")
         return account
@@ -48,25 +51,30 @@ class Accounts:
         channel: str,
         limits: Limits | None,
         display_name: str | None,
-        api_key: str | None,
+        credentials: Mapping[str, Any] | None,
         settings: Mapping[str, Any] | None = None,
         by: Actor,
         scope: Scope = None,
     ) -> Account:
-        """Create an account, or replace its properties by these. api_key: None leaves the one it has.
+        """Create an account, or replace its properties by these. credentials: None leaves those it has.
 
         scope: the accounts that the caller may know of. Raises CannotSeal, and Conflict if other accounts send with the
         same key under other limits.
         """
-        wanted = {"channel": channel, "limits": limits, "display_name": display_name, "settings": dict(settings or {})}
-        if api_key is not None:
-            wanted["api_key"] = api_key
+        wanted: dict[str, Any] = {
+            "channel": channel,
+            "limits": limits,
+            "display_name": display_name,
+            "settings": dict(settings or {}),
+        }
+        if credentials is not None:
+            wanted["credentials"] = credentials
         return self._change(account_id, wanted, Action.PUT_ACCOUNT, by, scope)
 
     def patch(self, account_id: str, wanted: Mapping[str, Any], *, by: Actor, scope: Scope = None) -> Account:
         """Change these properties of an account, and no others: `channel`, `limits`, `display_name`, `settings`,
-        `api_key`. None takes a property away; an account without `api_key` sends with the channel's. Of `settings` too
-        only those change that are named. Raises NotFound, and what `put` raises."""
+        `credentials`. None takes a property away; an account without credentials sends with the channel's. Of
+        `settings` too only those change that are named. Raises NotFound, and what `put` raises."""
         return self._change(account_id, wanted, Action.PATCH_ACCOUNT, by, scope)
 
     def pause(self, account_id: str, *, reason: str, until: datetime | None, by: Actor) -> Account:
@@ -111,23 +119,23 @@ class Accounts:
 
     def _rekey(self, account_id: str, stored: str) -> bool:
         try:
-            api_key = self.vault.open(stored)
+            opened = self.vault.open(stored)
         except Unreadable as error:
             raise Unreadable(f"The key of account {account_id} is {error}") from error
 
         def work(c: Connection) -> bool:
             budgets.lock(c)
             account = accounts.get(c, account_id)
-            done = accounts.reseal(c, account_id, stored, self.vault.seal(api_key))
+            done = accounts.reseal(c, account_id, stored, self.vault.seal(opened))
             if done and account and account.credential:
-                newest = self.budgets.names(account.channel, api_key)[0]
+                newest = self.budgets.names(account.channel, unpack(opened))[0]
                 budgets.rename_credential(c, account.credential, newest)
             return done
 
         return self.db.transaction(work)
 
     def _change(self, account_id: str, wanted: Mapping[str, Any], action: Action, by: Actor, scope: Scope) -> Account:
-        sealed = self.vault.seal(wanted["api_key"]) if wanted.get("api_key") else None
+        sealed = self.vault.seal(pack(wanted["credentials"])) if wanted.get("credentials") else None
 
         def work(c: Connection) -> tuple[Account, bool, list[Change]]:
             budgets.lock(c)
@@ -145,7 +153,7 @@ class Accounts:
                 display_name=_wanted(wanted, "display_name", before),
                 settings=_merged(before.settings if before and action is Action.PATCH_ACCOUNT else {}, wanted),
                 sealed_key=sealed,
-                clear_key="api_key" in wanted and sealed is None,
+                clear_key="credentials" in wanted and sealed is None,
             )
             keeps = before is not None and self._keeps_credential(before, wanted)
             changes += self.budgets.settle(c, account_id, sends_already=keeps)
@@ -166,14 +174,14 @@ class Accounts:
     def _keeps_credential(self, before: Account, wanted: Mapping[str, Any]) -> bool:
         """Whether the account goes on sending with the credential that it has."""
         channel = wanted.get("channel") or before.channel
-        if "api_key" not in wanted:
+        if "credentials" not in wanted:
             return bool(channel == before.channel)
         try:
-            api_key = before.sealed_key and self.vault.open(before.sealed_key)
+            credentials = self.vault.credentials(before.sealed_key)
         except Unreadable:
             return False
-        names = self.budgets.names(before.channel, api_key)
-        return not set(names).isdisjoint(self.budgets.names(channel, wanted["api_key"]))
+        names = self.budgets.names(before.channel, credentials)
+        return not set(names).isdisjoint(self.budgets.names(channel, wanted["credentials"] or {}))
 
     def _check_limits(self, account: Account, others: Sequence[Account], scope: Scope) -> None:
         """Raises Conflict if the other accounts under the same credential have other limits. If they differ among
@@ -221,13 +229,13 @@ def _note(
     changed = [
         shown for name, shown in names.items() if before is None or getattr(before, name) != getattr(after, name)
     ]
-    if "api_key" in wanted:
+    if "credentials" in wanted:
         changed.append("credentials")
     audit.note(
         c, by, action, after.id,
         created=before is None, changed=changed, limits=_written(after), limits_before=before and _written(before),
         channel=after.channel, display_name=after.display_name, settings=dict(after.settings),
-        credentials_changed="api_key" in wanted,
+        credentials_changed="credentials" in wanted,
     )  # fmt: skip
 
 

@@ -6,9 +6,10 @@ drain's look also covers accounts that an older version made, and a changed ONLY
 """
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from ratelimit.limits import MAX_PERIOD_S
 from workers.credentials import Vault
@@ -27,23 +28,25 @@ REMEMBERED_S = MAX_PERIOD_S + 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """channel_keys: the key of each channel, which accounts without a key of their own send with."""
+    """identities: by channel, what the upstream counts credentials by (`channels.base.Kind.identity`)."""
 
     db: Database
     vault: Vault
-    channel_keys: Mapping[str, str]
+    identities: Mapping[str, Callable[[Mapping[str, Any]], str | None]]
 
-    def names(self, channel: str, api_key: str | None) -> tuple[str, ...]:
+    def names(self, channel: str, credentials: Mapping[str, Any]) -> tuple[str, ...]:
         """What a credential may be called, the preferred name first. The key of a channel goes by the channel's name,
         so that a new ONLYFANS_API_KEY changes no budget. Empty if this process has no secret to take a fingerprint
         with."""
-        if api_key is None or api_key == self.channel_keys.get(channel):
+        identity = self.identities[channel](credentials) if channel in self.identities else None
+        if identity is None:
             return (f"channel:{channel}",)
-        return self.vault.fingerprints(f"{channel}\0{api_key}")
+        return self.vault.fingerprints(f"{channel}\0{identity}")
 
-    def settled(self, account: Account, api_key: str | None) -> Account:
-        """The account, on the budget of the credential that it is about to send with. api_key: its own, opened."""
-        names = self.names(account.channel, api_key)
+    def settled(self, account: Account, credentials: Mapping[str, Any]) -> Account:
+        """The account, on the budget of the credential that it is about to send with. credentials: its
+        own, opened; empty for those of its channel."""
+        names = self.names(account.channel, credentials)
         if not names or account.credential in names:
             return account
 
@@ -81,7 +84,7 @@ class Budgets:
         names: tuple[str, ...] = ()
         if is_asked_for or known is None or not (known.startswith("channel:") or self.vault.knows(known)):
             try:
-                names = self.names(row["channel"], row["api_key"] and self.vault.open(row["api_key"]))
+                names = self.names(row["channel"], self.vault.credentials(row["api_key"]))
             except Unreadable:
                 log.warning("credential_unreadable", account_id=row["id"])
         if not names:

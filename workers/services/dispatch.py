@@ -19,7 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ratelimit import Limits, Tokens, TokensUnavailable
 from workers.channels.base import Channel, Sender
@@ -126,10 +126,8 @@ class Dispatcher:
     def _unlock(self, account: Account) -> tuple[Account, Sender]:
         """Have the account's key at hand, and draw on the budget of that key. Raises Unreadable: another process may
         have the key that opens it."""
-        sender = Sender(settings=account.settings)
-        if account.sealed_key is not None:
-            sender = replace(sender, api_key=self.vault.open(account.sealed_key))
-        return self.budgets.settled(account, sender.api_key), sender
+        sender = Sender(self.vault.credentials(account.sealed_key), account.settings)
+        return self.budgets.settled(account, sender.credentials), sender
 
 
 def drain_name(worker: int) -> str:

@@ -287,12 +287,12 @@ class _Verifier:
         account = accounts.get(self.db, claim.account_id)
         assert account is not None, "messages refer to accounts"
         try:
-            api_key = None if account.sealed_key is None else self.vault.open(account.sealed_key)
+            credentials = self.vault.credentials(account.sealed_key)
         except Unreadable as error:
             # It is due again once its lease is over: for a worker that has the key.
             log.error("credentials_unreadable", account_id=account.id, error=str(error))
             return 0
-        finding = self._ask(self.channels[account.channel], Sender(api_key, account.settings), lookup)
+        finding = self._ask(self.channels[account.channel], Sender(credentials, account.settings), lookup)
         try:
             decision = self.db.transaction(lambda c: self._record(c, lookup, finding))
         except StaleClaim:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from workers.settings import BadSetting
+from workers.environment import BadSetting
 
 try:
     from opentelemetry import trace
