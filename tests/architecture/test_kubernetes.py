@@ -25,7 +25,7 @@ from tests.architecture import promql
 from workers.settings import Settings, variables
 from workers.telemetry import metrics
 from workers.telemetry.exposition import beside
-from workers.telemetry.pulse import Pulse
+from workers.telemetry.pulse import STALE_S, Pulse
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
@@ -249,8 +249,13 @@ def test_probes_ask_where_the_process_listens(name: str, port: int) -> None:
 @pytest.mark.parametrize(("state", "exit_code"), [("beating", 0), ("resting", 0), ("hung", 1)])
 def test_the_image_checks_its_own_health(state: str, exit_code: int) -> None:
     command = json.loads(re.findall(r"HEALTHCHECK .*\\\n +CMD (\[.*\])", DOCKERFILE)[0])
-    pulse = Pulse()
-    pulse.state = lambda: state  # type: ignore[method-assign]
+    now_s = 0.0
+    pulse = Pulse(lambda: now_s)
+    if state != "resting":
+        pulse.beat()
+    if state == "hung":
+        now_s = STALE_S
+    assert pulse.state() == state
     server = make_server("127.0.0.1", 0, beside(lambda environ, start_response: [], pulse))
     threading.Thread(target=server.handle_request, daemon=True).start()
     environ = {**os.environ, "METRICS_PORT": str(server.server_port)}

@@ -83,18 +83,25 @@ class Reading:
         return {name: {"cpu": (cpu_s - other.cpu_s[name]) / took_s * 1000} for name, cpu_s in self.cpu_s.items()}
 
 
-def sliding(counters: Counters, step_s: float, steps: int = STEPS) -> Callable[[], dict[str, Figures]]:
+def sliding(
+    counters: Counters,
+    step_s: float,
+    steps: int = STEPS,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], object] = time.sleep,
+) -> Callable[[], dict[str, Figures]]:
     """What looks at the last so many steps, and is one step further each time."""
     readings: deque[Reading] = deque(maxlen=steps + 1)
 
     def read() -> None:
-        readings.append(Reading(time.monotonic(), {name: count() for name, count in counters.items()}))
+        readings.append(Reading(clock(), {name: count() for name, count in counters.items()}))
 
     def look() -> dict[str, Figures]:
         if not readings:
             read()
         for _ in range(max(1, steps + 1 - len(readings))):
-            time.sleep(step_s)
+            sleep(step_s)
             read()
         return readings[-1].since(readings[0])
 

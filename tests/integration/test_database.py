@@ -19,7 +19,6 @@ from sqlalchemy.dialects import postgresql
 from deploy.servers import Servers
 from workers.bootstrap import Adapters
 from workers.domain.errors import StoreUnavailable
-from workers.engine import presence as presence_module
 from workers.engine.presence import Presence
 from workers.services.submit import Receipt
 from workers.store import queries, session
@@ -211,10 +210,9 @@ def test_a_worker_whose_connection_was_cut_holds_its_lock_again_after_one_beat(a
 
 
 def test_a_cut_is_noticed_at_once_and_not_with_the_next_beat(
-    adapters: Adapters, monkeypatch: pytest.MonkeyPatch
+    adapters: Adapters,
 ) -> None:
-    monkeypatch.setattr(presence_module, "BEAT_S", 60.0)
-    presence = Presence("worker", adapters.settings.database_url, adapters.wakeups)
+    presence = Presence("worker", adapters.settings.database_url, adapters.wakeups, beat_s=60.0)
     presence.start()
     try:
         assert living(adapters.db) == {presence.number}

@@ -21,7 +21,6 @@ from workers.bootstrap import SENDERS, Adapters
 from workers.domain.decisions import LINE_REST_S
 from workers.domain.message import Claim
 from workers.domain.outcome import Capabilities, Outcome, OutcomeKind
-from workers.services import dispatch
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
 from workers.store import accounts, queries
@@ -283,11 +282,10 @@ def test_tokens_that_come_back_unused_are_not_waited_for(
 
 
 def test_what_a_denial_hung_on_is_not_waited_for_once_it_is_back(
-    submit: Submit, make_account: Callable[..., str], dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+    submit: Submit, make_account: Callable[..., str], dispatcher: Dispatcher
 ) -> None:
     """While all are out, nobody knows when the next token comes: one period after the end of a loan at the latest. The
     drain's own time is up when they come back."""
-    monkeypatch.setattr(dispatch, "DRAIN_FOR_S", 0.1)
 
     async def slow(claim: Claim, *_: Any, **__: Any) -> Outcome:
         await asyncio.sleep(0.3)
@@ -296,7 +294,7 @@ def test_what_a_denial_hung_on_is_not_waited_for_once_it_is_back(
     account = make_account(limits="2/minute")
     for n in range(5):
         submit(f"fan-{n}", account_id=account)
-    slowly = through(dispatcher, slow)
+    slowly = replace(through(dispatcher, slow), drain_for_s=0.1)
     assert (slowly.drain(account).next_s or 99) < 1
     report = slowly.drain(account)
     assert report.next_s is not None

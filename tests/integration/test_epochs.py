@@ -21,7 +21,6 @@ from tests.conftest import ALICE
 from tests.servers.address import Address
 from workers.bootstrap import Adapters, build
 from workers.engine.reconciler import Reconciler
-from workers.services import epochs as service
 from workers.services.epochs import NOTE_EVERY_S, Keeper
 from workers.services.recovery import rebuild_tokens
 from workers.settings import Settings
@@ -305,13 +304,12 @@ def test_a_snapshot_restored_is_void_at_once_for_everybody(
     queue: Callable[[int], None],
     strict: Sandbox,
     raw: redis.Redis,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """How many grants there have been is on the books by then, so even a worker that has just started sends nothing."""
     queue(30)
     there = side(a)
     clock_s = 1000.0
-    monkeypatch.setattr(service, "monotonic_s", lambda: clock_s)
+    there.keeper = replace(there.keeper, clock=lambda: clock_s)
     there.reconcile()
     before = snapshot(raw)
     assert there.drain() == 10

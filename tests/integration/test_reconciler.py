@@ -190,9 +190,9 @@ def census(adapters: Adapters) -> dict[str, int]:
 
 
 def test_what_is_over_and_old_goes_in_small_batches_and_nothing_else_goes(
-    adapters: Adapters, rounds: Reconciler, monkeypatch: pytest.MonkeyPatch
+    adapters: Adapters,
 ) -> None:
-    monkeypatch.setattr(reconciler, "PRUNED_AT_ONCE", 50)
+    rounds = Reconciler(adapters, verify=lambda: None, pruned_at_once=50)
     for state in ("sent", "cancelled", "expired"):
         fill(adapters, state, 60, days_old=40)
         fill(adapters, state, 3, days_old=20)

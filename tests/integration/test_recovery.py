@@ -7,15 +7,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
 
 import psycopg
 import pytest
 from cryptography.fernet import Fernet
 
 from deploy.sandbox import Fault, Sandbox
-from ratelimit import Limits, TokensUnavailable, View
+from ratelimit import Grant, Limits, Tokens, TokensUnavailable, View
 from ratelimit.tokens import START_WITHIN_S
 from tests.conftest import ALICE, rebuild
 from workers.bootstrap import Adapters
@@ -39,7 +40,6 @@ from workers.domain.events import LateAnswer, Proved, Sent, Stale
 from workers.domain.message import Claim
 from workers.domain.outcome import Blame, Outcome, OutcomeKind
 from workers.engine.presence import Presence
-from workers.services import recovery
 from workers.services.dispatch import Dispatcher, drain_name
 from workers.services.drain.requests import WIDTH
 from workers.services.recovery import (
@@ -52,10 +52,10 @@ from workers.services.recovery import (
 )
 from workers.services.settle import Settlement, settle
 from workers.services.submit import Receipt
-from workers.store import accounts, budgets, endings, lookups, queries, upkeep
+from workers.store import accounts, budgets, endings, queries, upkeep
 from workers.store.claims import claim_next, take_back
 from workers.store.glance import living
-from workers.store.session import Database
+from workers.store.session import Connection, Database
 
 Submit = Callable[..., Receipt]
 
@@ -76,9 +76,9 @@ def ended(claim: Claim, outcome: Outcome, decision: Decision) -> Settlement:
     return Settlement(claim=claim, outcome=outcome, decision=decision, channel="onlyfans")
 
 
-def rescue_after(adapters: Adapters, seconds: float) -> int:
+def rescue_after(adapters: Adapters, seconds: float, **changes: float) -> int:
     """Rescue as a reconciler would that first saw the worker missing `seconds` ago."""
-    rescuer = adapters.rescuer()
+    rescuer = replace(adapters.rescuer(), **changes)  # type: ignore[arg-type]
     rescuer.rescue()
     rescuer.missing_since_s = {worker: since - seconds for worker, since in rescuer.missing_since_s.items()}
     return rescuer.rescue()
@@ -95,14 +95,13 @@ def test_a_dead_workers_claim_is_taken_over(adapters: Adapters, submit: Submit) 
 
 @pytest.mark.parametrize(("back_for_s", "patience_s"), [(0.0, DEAD_FOR_S), (math.inf, DEAD_WHEN_BACK_S)])
 def test_a_worker_just_gone_missing_gets_time_to_come_back_and_more_of_it_after_a_restart(
-    adapters: Adapters, submit: Submit, monkeypatch: pytest.MonkeyPatch, back_for_s: float, patience_s: float
+    adapters: Adapters, submit: Submit, back_for_s: float, patience_s: float
 ) -> None:
-    monkeypatch.setattr(recovery, "BACK_FOR_S", back_for_s)
     receipt = submit()
     claim_one(adapters, worker=4711)
-    assert rescue_after(adapters, patience_s / 2) == 0
+    assert rescue_after(adapters, patience_s / 2, back_for_s=back_for_s) == 0
     assert state(adapters, receipt) == "sending"
-    assert rescue_after(adapters, patience_s) == 1
+    assert rescue_after(adapters, patience_s, back_for_s=back_for_s) == 1
 
 
 def test_an_outage_does_not_count_as_absence(
@@ -354,16 +353,18 @@ def test_a_rebuild_brings_back_open_loans_and_cooldowns_but_not_refunds(
 def test_a_claim_made_while_the_books_are_read_is_void(adapters: Adapters, submit: Submit, upstream: Sandbox) -> None:
     """A token borrowed before the loss and put on the books after they were read: it must not be used."""
     submit()
-    dispatcher = adapters.dispatcher(worker=1)
-    exchange = adapters.tokens.exchange
 
-    def slow(*args: object, **kwargs: object) -> object:
-        grant = exchange(*args, **kwargs)  # type: ignore[arg-type]
-        if grant.tokens:
-            threading.Event().wait(START_WITHIN_S + 0.1)
-        return grant
+    class Slow:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(adapters.tokens, name)
 
-    adapters.tokens.exchange = slow  # type: ignore[method-assign,assignment]
+        def exchange(self, *args: Any, **kwargs: Any) -> Grant:
+            grant = adapters.tokens.exchange(*args, **kwargs)
+            if grant.tokens:
+                threading.Event().wait(START_WITHIN_S + 0.1)
+            return grant
+
+    dispatcher = replace(adapters.dispatcher(worker=1), tokens=Slow())  # type: ignore[arg-type]
     timer = threading.Timer(START_WITHIN_S + 0.2, dispatcher.stopping.set)
     timer.start()
     dispatcher.drain("default")
@@ -378,23 +379,32 @@ def test_a_claim_made_while_the_books_are_read_is_void(adapters: Adapters, submi
 # --- overlooked
 
 
+@dataclass
+class Viewed:
+    """Tokens that note every account that they are asked about."""
+
+    tokens: Tokens
+    accounts: list[str] = field(default_factory=list)
+
+    def views(self, wanted: Sequence[tuple[str, Limits]]) -> list[View]:
+        self.accounts.extend(account_id for account_id, _ in wanted)
+        return self.tokens.views(wanted)
+
+
 @pytest.fixture
-def viewed(adapters: Adapters, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def tokens_viewed(adapters: Adapters) -> Viewed:
+    return Viewed(adapters.tokens)
+
+
+@pytest.fixture
+def viewed(tokens_viewed: Viewed) -> list[str]:
     """Grows by every account whose tokens are looked at."""
-    seen: list[str] = []
-    views = adapters.tokens.views
-
-    def noted(wanted: Sequence[tuple[str, Limits]]) -> list[View]:
-        seen.extend(account_id for account_id, _ in wanted)
-        return views(wanted)
-
-    monkeypatch.setattr(adapters.tokens, "views", noted)
-    return seen
+    return tokens_viewed.accounts
 
 
 @pytest.fixture
-def overlooked(adapters: Adapters) -> Overlooked:
-    return Overlooked(adapters.db, adapters.tokens, adapters.wakeups, adapters.settings.rate_limit)
+def overlooked(adapters: Adapters, tokens_viewed: Viewed) -> Overlooked:
+    return Overlooked(adapters.db, tokens_viewed, adapters.wakeups, adapters.settings.rate_limit)  # type: ignore[arg-type]
 
 
 def sleeps_on(adapters: Adapters, submit: Submit) -> None:
@@ -836,6 +846,21 @@ def test_a_rebuild_cut_short_leaves_the_gates_closed(adapters: Adapters, submit:
     assert adapters.tokens.borrow("default", adapters.settings.rate_limit, lease_s=1).lost
 
 
+_T = TypeVar("_T")
+
+
+class SlowToCommit(Database):
+    """Waits before each COMMIT, so that whoever looks meanwhile sees what was there before."""
+
+    def transaction(self, work: Callable[[Connection], _T]) -> _T:
+        def slowly(c: Connection) -> _T:
+            result = work(c)
+            threading.Event().wait(0.3)
+            return result
+
+        return super().transaction(slowly)
+
+
 def test_one_entry_of_the_history_is_not_taken_for_two_messages(
     with_settings: Callable[..., Adapters], upstream: Sandbox
 ) -> None:
@@ -849,39 +874,30 @@ def test_one_entry_of_the_history_is_not_taken_for_two_messages(
     adapters.dispatcher(worker=1).drain("default")
     adapters.db.all("UPDATE messages SET due_at = now() WHERE state = 'verifying'")
     together = threading.Barrier(2)
-    is_anothers = lookups.is_anothers
-
-    def slow(*args: object) -> bool:
-        answer = is_anothers(*args)  # type: ignore[arg-type]
-        threading.Event().wait(0.3)
-        return answer
+    slow = SlowToCommit(adapters.settings.database_url)
 
     def look() -> None:
         together.wait()
         a = adapters
-        verify(a.db, a.publisher, a.channels, a.vault, a.settings.retry_policy, threading.Event())
+        verify(slow, a.publisher, a.channels, a.vault, a.settings.retry_policy, threading.Event())
 
-    lookups.is_anothers = slow  # type: ignore[assignment]
-    try:
-        lookers = [threading.Thread(target=look) for _ in range(2)]
+    lookers = [threading.Thread(target=look) for _ in range(2)]
+    with closing(slow):
         for looker in lookers:
             looker.start()
         for looker in lookers:
             looker.join()
-    finally:
-        lookups.is_anothers = is_anothers
     found = queries.messages(adapters.db, queries.MessageFilter(), None, 10)
     assert sorted(row["state"] for row in found).count("sent") == 1
 
 
 def test_a_drain_makes_way_after_a_while_though_there_is_more(
-    adapters: Adapters, submit: Submit, make_account: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    adapters: Adapters, submit: Submit, make_account: Callable[..., str]
 ) -> None:
-    monkeypatch.setattr("workers.services.dispatch.DRAIN_FOR_S", 0.0)
     account = make_account(limits="1000/s")
     for n in range(WIDTH + 50):
         submit(f"fan-{n}", account_id=account)
-    report = adapters.dispatcher(worker=1).drain(account)
+    report = replace(adapters.dispatcher(worker=1), drain_for_s=0.0).drain(account)
     assert 0 < report.settled <= WIDTH
     assert report.next_s is not None
     assert report.next_s < 1

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -120,12 +119,16 @@ def test_sides_measured_together_are_watched_once_a_round() -> None:
     assert [(round_["a"]["cpu"], round_["b"]["cpu"]) for round_ in found] == [(1, 10), (2, 20)]
 
 
-def test_each_look_at_who_waits_covers_several_steps_and_is_one_further(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_look_at_who_waits_covers_several_steps_and_is_one_further() -> None:
     """A clock that only sleeping moves; 1 CPU second in the first 10, 2 in the second, and so on."""
     now_s = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
-    monkeypatch.setattr(time, "sleep", lambda s: now_s.append(now_s.pop() + s))
-    look = sliding({"a": lambda: sum(range(int(now_s[0] / 10) + 1))}, 10, steps=3)
+    look = sliding(
+        {"a": lambda: sum(range(int(now_s[0] / 10) + 1))},
+        10,
+        steps=3,
+        clock=lambda: now_s[0],
+        sleep=lambda s: now_s.append(now_s.pop() + s),
+    )
     assert [look()["a"]["cpu"] for _ in range(3)] == pytest.approx([6000 / 30, 9000 / 30, 12000 / 30])
     assert now_s == [50]
 

@@ -27,9 +27,10 @@ log = logger(__name__)
 
 
 class Presence:
-    """Says that this process lives, from a thread of its own, until `stop`."""
+    """Says that this process lives, from a thread of its own, until `stop`; every `beat_s` seconds."""
 
-    def __init__(self, kind: str, database_url: str, wakeups: Wakeups) -> None:
+    def __init__(self, kind: str, database_url: str, wakeups: Wakeups, beat_s: float = BEAT_S) -> None:
+        self._beat_s = beat_s
         self.number = secrets.randbelow(2**31 - 1) + 1
         self._kind, self._url, self._wakeups = kind, database_url, wakeups
         self._connection: psycopg.Connection[tuple[object, ...]] | None = None
@@ -103,7 +104,7 @@ class Presence:
                 self.tick()
             except Exception:  # whoever stops saying that they live is dead to all others
                 log.exception("presence_broke")
-                self._stopping.wait(BEAT_S)
+                self._stopping.wait(self._beat_s)
 
     def _rest(self) -> None:
         """For a beat; less if the connection is cut meanwhile, or has been."""
@@ -112,4 +113,4 @@ class Presence:
             return
         cut = select.poll()  # an idle connection has nothing to read but its end
         cut.register(self._connection.fileno(), select.POLLIN)
-        cut.poll(BEAT_S * 1000)
+        cut.poll(self._beat_s * 1000)

@@ -34,9 +34,10 @@ log = logger(__name__)
 
 
 class Reconciler:
-    """verify: has the unknown outcomes looked up by some worker."""
+    """verify: has the unknown outcomes looked up by some worker. pruned_at_once: rows that a round deletes at most."""
 
-    def __init__(self, adapters: Adapters, verify: Callable[[], object]) -> None:
+    def __init__(self, adapters: Adapters, verify: Callable[[], object], pruned_at_once: int = PRUNED_AT_ONCE) -> None:
+        self._pruned_at_once = pruned_at_once
         self._a = adapters
         self._verify = verify
         self._rescuer = adapters.rescuer()
@@ -139,9 +140,9 @@ class Reconciler:
         a, settings = self._a, self._a.settings
         limits = accounts.limits_in_use(a.db) | {settings.rate_limit}
         keep_s = max(settings.retention_days * DAY_S, max(limit.longest_period_s for limit in limits) + DAY_S)
-        pruned = upkeep.prune(a.db, keep_s, PRUNED_AT_ONCE)
-        forgotten = audit.prune(a.db, settings.audit_retention_days * DAY_S, PRUNED_AT_ONCE)
-        self._more_to_prune = PRUNED_AT_ONCE in (pruned, forgotten)
+        pruned = upkeep.prune(a.db, keep_s, self._pruned_at_once)
+        forgotten = audit.prune(a.db, settings.audit_retention_days * DAY_S, self._pruned_at_once)
+        self._more_to_prune = self._pruned_at_once in (pruned, forgotten)
         return pruned + forgotten
 
     def _look(self) -> int:

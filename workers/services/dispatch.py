@@ -94,6 +94,7 @@ class Dispatcher:
     worker: int
     vault: Vault
     budgets: Budgets
+    drain_for_s: float = DRAIN_FOR_S
     stopping: threading.Event = field(default_factory=threading.Event)
     latency_s: dict[str, float] = field(default_factory=dict)
     """How long each account's upstream takes to answer, smoothed."""
@@ -206,7 +207,7 @@ class _Drain:
         return min(BATCH, self._requests.room, max(self._claimable, answered))
 
     def _time_is_up(self) -> bool:
-        return self._report.claimed > 0 and monotonic_s() - self._began_s > DRAIN_FOR_S
+        return self._report.claimed > 0 and monotonic_s() - self._began_s > self._process.drain_for_s
 
     def _recruit(self, tokens_left: int) -> None:
         """Have another drain started beside this one, if it will not have room for all the tokens and messages."""
@@ -296,7 +297,7 @@ class _Drain:
 
     def _lingers(self) -> bool:
         """Whether to stay with nothing out, because the next token is nearer than another drain would be."""
-        soon = 0 < self._hand.denied_for_s <= LINGER_S and monotonic_s() - self._began_s < DRAIN_FOR_S
+        soon = 0 < self._hand.denied_for_s <= LINGER_S and monotonic_s() - self._began_s < self._process.drain_for_s
         return soon and not self._requests.crowded and self._wish() > 0
 
     def _await_answers(self) -> list[Settlement]:

@@ -49,6 +49,7 @@ class Keeper:
     noted_s: float = 0.0
     """The same, some time ago."""
     asked_s: float = float("-inf")
+    clock: Callable[[], float] = monotonic_s
 
     def hold(self, seen: Epoch, pause: Callable[[float], bool | None]) -> Epoch | None:
         """Have this process's server give out the tokens, if it may. Returns the epoch that its data is filled under.
@@ -84,7 +85,7 @@ class Keeper:
     def _take_over(self, seen: Epoch, server: str, pause: Callable[[float], bool | None]) -> Epoch | None:
         if not seen.server:
             return epochs.open_next(self.db, seen, server)
-        if monotonic_s() - self.asked_s < ASK_EVERY_S:
+        if self.clock() - self.asked_s < ASK_EVERY_S:
             return None
         asked = epochs.contest(self.db, seen, server)
         if asked is None or pause(OBJECT_WITHIN_S):
@@ -95,12 +96,12 @@ class Keeper:
         if now.server == server:
             return now  # another reconciler that talks to this server was quicker
         if now.number == asked.number and now.rival is None:
-            self.asked_s = monotonic_s()
+            self.asked_s = self.clock()
             log.error("redis_not_the_epochs", server=server, epochs=now.server, since=str(now.since), remedy=REMEDY)
         return None
 
     def _note(self, held: Epoch, origin: Origin) -> None:
-        now = monotonic_s()
+        now = self.clock()
         if self.number != held.number or origin.epoch != held.name:
             self.number, self.given, self.noted, self.noted_s = held.number, held.given, held.given, now
             return

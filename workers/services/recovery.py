@@ -77,6 +77,7 @@ class Rescuer:
     missing_since_s: dict[int, float] = field(default_factory=dict)
     all_lost_s: float = -math.inf
     """When nobody held a lock, last."""
+    back_for_s: float = BACK_FOR_S
 
     def rescue(self, seen: Glance | None = None) -> int:
         """Settle every orphan as an unknown outcome. Returns how many. What has just been seen is not asked again."""
@@ -93,7 +94,7 @@ class Rescuer:
         for orphan in orphans:
             overdue = orphan.time_left_s < -GRACE_S
             calm_s = min(orphan.server_up_s, now - self.all_lost_s)
-            patience_s = DEAD_FOR_S if calm_s >= BACK_FOR_S else DEAD_WHEN_BACK_S
+            patience_s = DEAD_FOR_S if calm_s >= self.back_for_s else DEAD_WHEN_BACK_S
             if not overdue and now - self.missing_since_s[orphan.worker] < patience_s:
                 continue
             rescued += self._settle(orphan, "hung" if overdue else "died")
