@@ -1,4 +1,4 @@
-"""The application, wired where everybody can see it."""
+"""Builds the Flask application from its adapters."""
 
 import re
 import time
@@ -20,22 +20,22 @@ _DEFENCES = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-"""For browsers that end up here. No CORS: a page of another origin gets nothing; the documentation has a policy of its
-own. Strict-Transport-Security is for whoever ends TLS to say."""
+"""Headers for browsers. Without CORS, pages of another origin get no access. The documentation has its own policy. The
+reverse proxy that terminates TLS sets Strict-Transport-Security."""
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class _Json(DefaultJSONProvider):
-    """Answers in the order in which they were made, and quickly."""
+    """Serialises answers quickly, with keys in their given order."""
 
     def response(self, *args: Any, **kwargs: Any) -> Response:
         return Response(as_json(self._prepare_response_obj(args, kwargs)), mimetype=self.mimetype)
 
 
 def create_app(adapters: Adapters) -> Flask:
-    """The API over these adapters."""
+    """Return the API application over these adapters."""
     app = Flask("paceline", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = body.MAX_BODY + 1  # at its limit werkzeug silently cuts a body of unknown length
+    app.config["MAX_CONTENT_LENGTH"] = body.MAX_BODY + 1  # werkzeug silently cuts a body of unknown length at its limit
     app.url_map.strict_slashes = app.url_map.merge_slashes = False  # a redirect would be an HTML page
     app.json = _Json(app)
     app.before_request(_begin)

@@ -1,7 +1,7 @@
-"""Who calls, what they may do, and which accounts they may know of.
+"""Identifies the caller, their role, and the accounts in their claim.
 
-Tokens are JWTs with `sub`, `role` and `accounts`. Which keys and algorithms are taken follows from the settings alone,
-never from the token: with a secret, HS256 and nothing else; with a public key, the algorithm of that kind of key.
+Access tokens are JWTs with `sub`, `role` and `accounts`. Only the settings decide which keys and algorithms are valid,
+never the token: with a secret, only HS256; with a public key, only the algorithm of that type of key.
 """
 
 import json
@@ -48,7 +48,7 @@ ADMINS = (Role.ADMIN,)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """accounts: the ids they may know of; None for all."""
+    """accounts: the ids of the accounts in the claim; None for all."""
 
     subject: str
     role: Role
@@ -58,7 +58,7 @@ class Caller:
         return self.accounts is None or account_id in self.accounts
 
     def account(self, account_id: str | None) -> str:
-        """The account they mean. Raises NotFound for one they may not know of, in the words for one that is missing."""
+        """Return the account of a request. Raises the same NotFound for a forbidden account as for a missing one."""
         if account_id is None:
             only = self.accounts if self.accounts and len(self.accounts) == 1 else None
             account_id = only[0] if only else DEFAULT_ACCOUNT
@@ -67,7 +67,7 @@ class Caller:
         return account_id
 
     def scope(self, account_id: str | None = None) -> tuple[str, ...] | None:
-        """The accounts a question is about: one, if it names one, else all they may know of."""
+        """Return the accounts of a query: the named one, or all accounts of the claim."""
         return self.accounts if account_id is None else (self.account(account_id),)
 
 
@@ -94,11 +94,11 @@ def install(app: Flask, settings: Settings) -> None:
 
 
 def identify() -> Caller:
-    """The caller of this request. Raises 401 for no token, a bad one, or one without our claims; why is only logged."""
+    """Return the caller. Raises 401 for a missing or invalid token, or missing claims. Only the log has the reason."""
     token = bearer_token(request.headers.get("Authorization", ""))
     if not token:
         raise not_authenticated()
-    request.environ["HTTP_AUTHORIZATION"] = f"Bearer {token}"  # the one spelling that the library knows
+    request.environ["HTTP_AUTHORIZATION"] = f"Bearer {token}"  # the library accepts only this spelling
     try:
         verify_jwt_in_request()
     except jwt.ExpiredSignatureError:
@@ -106,8 +106,8 @@ def identify() -> Caller:
     except (JWTExtendedException, PyJWTError) as error:
         raise _refused("invalid", error=type(error).__name__) from None
     claims = get_jwt()
-    # RFC 7519 §4.1.3: whoever does not find itself in an audience must refuse the token. With JWT_AUDIENCE the library
-    # has looked; without it we have no name that could be there.
+    # RFC 7519 §4.1.3: a service that is not in the audience must refuse the token. With JWT_AUDIENCE the library
+    # has checked it. Without JWT_AUDIENCE, no audience can name this service.
     if "aud" in claims and current_app.config["JWT_DECODE_AUDIENCE"] is None:
         raise _refused("audience")
     match claims:
@@ -118,13 +118,13 @@ def identify() -> Caller:
 
 
 def _refused(reason: str, **about: str) -> ApiError:
-    """The 401 for a token that is refused, with the reason in the log: `expired`, or else a bad one."""
+    """Return the 401 for a refused token, and log the reason: `expired` or invalid."""
     log.info("access_token_refused", reason=reason, **about)
     return not_authenticated()
 
 
 def authorize(roles: tuple[Role, ...]) -> Caller:
-    """Identify the caller and hold them to the route's roles."""
+    """Identify the caller and check the roles of the route. Raises 401 and 403."""
     caller = identify()
     g.caller = caller
     if caller.role not in roles:
@@ -134,7 +134,7 @@ def authorize(roles: tuple[Role, ...]) -> Caller:
 
 
 def actor() -> Actor:
-    """The caller of this request, for the audit, and for the logs and traces of what comes of it."""
+    """Return the caller of this request as the actor for the audit, logs and traces."""
     caller: Caller = g.caller
     return Actor(
         subject=caller.subject, role=str(caller.role), request_id=g.request_id, traceparent=traces.traceparent()
@@ -151,8 +151,8 @@ def issue_token(
     audience: str | None = None,
     issuer: str | None = None,
 ) -> str:
-    """A token that `identify` takes, signed with the shared secret; audience and issuer as JWT_AUDIENCE and JWT_ISSUER
-    have them."""
+    """Return an access token that `identify` accepts, signed with the shared secret. `audience` and `issuer` are the
+    values of JWT_AUDIENCE and JWT_ISSUER."""
     app = Flask("token")
     app.config.update(
         JWT_SECRET_KEY=secret, JWT_ALGORITHM="HS256", JWT_ENCODE_AUDIENCE=audience, JWT_ENCODE_ISSUER=issuer
@@ -164,12 +164,12 @@ def issue_token(
 
 
 def _is_name(claim: object) -> bool:
-    """Whether it can stand in a column and in a log. OpenID Connect limits `sub` to the same 255 characters."""
+    """Return whether the claim fits into a column and a log. OpenID Connect limits `sub` to the same 255 characters."""
     return isinstance(claim, str) and 1 <= len(claim) <= 255 and claim.isprintable()
 
 
 def _keys(settings: Settings) -> dict[str, Any]:
-    """Exactly one source of keys, and the algorithms that go with it."""
+    """Return the configuration of the one source of keys and its algorithms."""
     given = [
         name
         for name, value in (
@@ -199,7 +199,7 @@ def _keys(settings: Settings) -> dict[str, Any]:
 
 
 def _key_set(path: Path) -> dict[str | None, jwt.PyJWK]:
-    """The public keys of a JWKS document, by their ids; each says which algorithm is its own."""
+    """Return the public keys of a JWKS document by id. Each key names its own algorithm."""
     try:
         keys = jwt.PyJWKSet.from_dict(json.loads(path.read_text())).keys
     except (PyJWTError, ValueError, LookupError, TypeError, AttributeError):

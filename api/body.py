@@ -1,7 +1,7 @@
-"""A request's body as JSON, read within bounds that hold before it is parsed.
+"""Reads a request's body as JSON, within bounds that are checked before it is parsed.
 
-A parsed value takes up to 30 times the memory of its text. So the names and values of a body are counted first, in the
-bytes, and a body that has more than a list of 10,000 messages needs is refused unread.
+A parsed value takes up to 30 times the memory of its text. So the names and values of a body are first counted in the
+bytes. A body with more than a list of 10,000 messages needs is refused without parsing.
 """
 
 import gc
@@ -19,19 +19,19 @@ MAX_BODY = 8 * 1024 * 1024
 MOST_VALUES = 500_000
 """Names and values in one body: 50 for each of 10,000 messages. Parsed, they take 60 MB at worst."""
 MOST_NAMES = 1000
-"""Names in one object. The largest that can be valid is `metadata`: 4 KiB have room for some 680."""
+"""Names in one object. The largest valid object is `metadata`: 4 KiB have room for about 680."""
 
 LARGE_BODY = 64 * 1024
-"""What a smaller one leaves behind is little, and collected in time."""
+"""Bytes. A smaller body leaves little garbage, which the collector frees in time."""
 
 _DELIMITERS = (b"{", b"[", b",", b":")
-# Everything up to the next delimiter outside a string. It matches at the end too: a search that fails there would be
-# repeated from each of the bytes before.
+# Matches everything up to the next delimiter outside a string, or to the end. Without a match at the end, the search
+# would be repeated from each earlier byte.
 _UP_TO_DELIMITER = re.compile(rb'(?:[^"{\[,:]++|"(?:[^"\\]++|\\.)*+"?)*+(?:[{\[,:]|\Z)', re.DOTALL)
 
 
 def media_types(method: str) -> tuple[str, ...]:
-    """What a body may be declared as. A PATCH is a merge patch (RFC 7396), which has a type of its own."""
+    """Return the valid media types of a body. A PATCH is a merge patch (RFC 7396), which has its own type."""
     return ("application/json", "application/merge-patch+json") if method == "PATCH" else ("application/json",)
 
 
@@ -41,10 +41,10 @@ def install(app: Flask) -> None:
 
 
 def json_object(*, optional: bool = False) -> dict[str, Any]:
-    """The body as a JSON object. Raises the 400, 413 or 415 that says why it is none.
+    """Return the body as a JSON object. Raises 400, 413 or 415 with the reason.
 
-    As strict as I-JSON (RFC 7493), so that no proxy before us can have read it in another way than we do: UTF-8 and
-    nothing else, no byte order mark, each name once. optional: a request without a body counts as an empty object.
+    The body must be I-JSON (RFC 7493): only UTF-8, no byte order mark, each name once. So no proxy can parse it
+    differently. optional: a request without a body counts as an empty object.
     """
     if optional and not request.get_data():
         return {}
@@ -77,15 +77,19 @@ def _note_refusal(response: Response) -> Response:
 
 
 def _collect_refused(_error: BaseException | None) -> None:
-    """Free a refused body, which stays in cycles of exceptions and tracebacks. It may be few containers and much
-    memory, so that the garbage collector does not come by itself: 24 such bodies held 950 MB. Takes less than 1 ms."""
+    """Free a refused body, which cycles of exceptions and tracebacks keep alive. Takes less than 1 ms.
+
+    A body may have few containers but use much memory, so the garbage collector does not start by itself: 24 such
+    bodies held 950 MB."""
     if g.pop("large_body", False) and g.get("refused"):
         gc.collect()
 
 
 def _has_too_many_values(raw: bytes) -> bool:
-    """Each name and each value but the first follows a delimiter. Those inside strings are told apart only where there
-    are many of all: that takes a tenth of a second, counting all of them hundredths."""
+    """Return whether the body has more than `MOST_VALUES` names and values, counted by the delimiters before them.
+
+    Counting all delimiters takes hundredths of a second. Only if there are too many are those inside strings excluded,
+    which takes a tenth of a second."""
     if sum(map(raw.count, _DELIMITERS)) <= MOST_VALUES:
         return False
     found = islice(_UP_TO_DELIMITER.finditer(raw), MOST_VALUES + 2)  # the last one ends where the body does

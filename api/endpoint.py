@@ -1,5 +1,5 @@
-"""One decorator declares a route: who may call it, what it takes, what it answers. The check, the validation and the
-OpenAPI document all read the same declaration, so none of them can drift from the others.
+"""One decorator declares a route: its roles, its input and its answers. The role check, the validation and the OpenAPI
+document all read this declaration, so they always agree.
 """
 
 import functools
@@ -25,10 +25,10 @@ View = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """description: what the route is for, in a sentence. roles: None for a route open to anyone. body_optional: a
-    request without a body counts as an empty object. answers: the schema of each status that is not an error, None for
-    one that is not JSON. errors: those that only the view knows of; `api.openapi` knows the others. headers and
-    answer_headers: what the request and the answer may carry, and what each means."""
+    """description: the purpose of the route, in a sentence. roles: None for a public route. body_optional: a request
+    without a body counts as an empty object. answers: the schema of each status that is not an error; None if an
+    answer is not JSON. errors: statuses that only this view returns; `api.openapi` adds the others. headers and
+    answer_headers: name and meaning of each header of the request and the answer."""
 
     summary: str
     description: str
@@ -54,9 +54,10 @@ def endpoint(
     headers: dict[str, str] | None = None,
     answer_headers: dict[str, str] | None = None,
 ) -> Callable[[View], View]:
-    """The view's docstring says what the route is for. The view gets the path's parameters, `body` and `query` as
-    loaded, and answers (value, status[, headers]); the value is dumped through the schema of that status. An answer
-    that is not JSON is a response already."""
+    """Declare a view as a route. Its docstring becomes the description of the route.
+
+    The view gets the path's parameters, and `body` and `query` as loaded by their schemas. It returns (value, status[,
+    headers]). The schema of that status dumps the value. An answer that is not JSON is returned as a response."""
     schemas = {status: schema() for status, schema in answers.items() if schema is not None}
     body_schema = body() if body else None
     query_schema = query() if query else None
@@ -113,8 +114,9 @@ def declaration_of(view: View) -> Declaration | None:
 
 
 def _check_ids(params: dict[str, str]) -> None:
-    """There is nothing under a name that nothing can have. Such a name never reaches the database, which could not even
-    compare one that holds a NUL. PUT makes what it names, and says itself what else is wrong with a name."""
+    """Raise NotFound for an id that cannot exist, so that it never reaches the database, which cannot compare a NUL.
+
+    PUT creates the id, so its view validates it and explains the error."""
     for name, value in params.items():
         pattern = IDS.get(name) if request.method != "PUT" else None
         if "\0" in value or (pattern and not re.fullmatch(pattern, value)):

@@ -1,4 +1,4 @@
-"""Every error as the contract's JSON: the only place where an exception becomes an answer."""
+"""Turns every exception into the JSON error of the contract. No other module does this."""
 
 import itertools
 import math
@@ -16,13 +16,13 @@ from workers.telemetry.logs import logger
 log = logger(__name__)
 
 RETRY_STORE_S = 2
-"""How soon to try again when PostgreSQL is away."""
+"""Seconds after which a caller should try again if PostgreSQL is unavailable."""
 MOST_DETAILS = 100
-"""Entries of one object of `details`; the others are counted."""
+"""The most entries of one object of `details`. Further entries are only counted."""
 MOST_WORDS = 500
-"""Entries of all objects of `details`, which with their lengths bounds the size of an answer: 200 kB at worst."""
+"""The most entries of all objects of `details`. With the lengths below, an answer has 200 kB at most."""
 NAME_LENGTH, WORDS_LENGTH = 64, 300
-"""Characters of a name or of a sentence that the caller may have chosen; the others are left out."""
+"""The most characters of a name or sentence that may come from the caller. Longer ones are cut."""
 
 _CODES = {
     400: "invalid_request",
@@ -40,7 +40,7 @@ _CODES = {
 
 
 class ApiError(Exception):
-    """An answer that is an error: its status, its words, and what is wrong field by field."""
+    """An error answer: its status, its text, and the errors of each field."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class ApiError(Exception):
 
 
 def not_authenticated() -> ApiError:
-    """Always the same words: why a token is refused is nobody's business who has none."""
+    """Return the 401, always with the same text, so that it reveals nothing about why a token was refused."""
     return ApiError(401, "Not authenticated", headers={"WWW-Authenticate": "Bearer"})
 
 
@@ -69,7 +69,7 @@ def _answer(error: Exception) -> ResponseReturnValue:
     known = _known(error)
     if known is None:
         log.exception("unhandled_error", exc_info=error)
-        known = ApiError(500, "Something went wrong on our side; the request id finds it in the logs")
+        known = ApiError(500, "Internal error; find it in the logs by its request id")
     body = {
         "error": _short(known.error, WORDS_LENGTH),
         "code": known.code,
@@ -108,7 +108,7 @@ def _known(error: Exception) -> ApiError | None:
             )
         case StoreUnavailable():
             log.warning("store_unavailable", error=str(error))
-            words = "Nothing can be accepted or looked up right now; try again shortly"
+            words = "Messages can be neither accepted nor read right now; try again shortly"
             return ApiError(503, words, headers={"Retry-After": str(RETRY_STORE_S)})
         case HTTPException():
             return _http_error(error)
@@ -116,7 +116,7 @@ def _known(error: Exception) -> ApiError | None:
 
 
 def _bounded(details: dict[str, Any]) -> dict[str, Any]:
-    """The first of these details, cut to a length; `more` says how many others there are."""
+    """Return the first details, cut to a length. `more` says how many are left out."""
     room, left_out = MOST_WORDS, 0
 
     def some_of(found: Any) -> Any:
@@ -152,7 +152,7 @@ def _http_error(error: HTTPException) -> ApiError:
         status = 400 if 400 <= status < 500 else 500
     words = {
         404: "No such route",
-        405: "This route does not take that method",
+        405: "This route does not support that method",
         413: "The body is larger than 8 MiB",
         415: "Send JSON, with Content-Type: application/json",
     }.get(status, error.description or HTTPStatus(status).phrase)

@@ -1,8 +1,8 @@
-"""The caller's own limits: so many requests per `sub`, with our own tokens. Reads have a budget of their own, so that
-watching a queue never keeps anybody from sending.
+"""Limits the requests per caller (`sub`), with the tokens of `ratelimit`. Reads have a separate budget, so that
+watching a queue never blocks sending.
 
-Fails open: while Redis is away requests are served, since a send that can be accepted durably should be; counted in
-`paceline_caller_limit_open_total`.
+Fails open: if Redis is unavailable, requests are served, because a send can still be accepted durably.
+`paceline_caller_limit_open_total` counts these requests.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ _READS = ("GET", "HEAD")
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """name: of its policies in `RateLimit-Policy`, and the beginning of its keys."""
+    """name: the name of its policies in `RateLimit-Policy`, and the prefix of its keys."""
 
     name: str
     limits: Limits
@@ -32,7 +32,7 @@ class Budget:
 
 
 def install(app: Flask, tokens: Tokens, *, writes: Limits | None, reads: Limits | None) -> None:
-    """Hold callers to these limits; None for no limit."""
+    """Enforce these limits per caller. None means no limit."""
     app.extensions[_EXTENSION] = (
         tokens,
         writes and Budget("caller", writes, "requests"),
@@ -62,7 +62,7 @@ def spend(subject: str) -> None:
 
 
 def _tell(response: Response) -> Response:
-    """RateLimit and RateLimit-Policy, as draft-ietf-httpapi-ratelimit-headers has them; after a full queue's own."""
+    """Add RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers), after those of a full queue."""
     if "caller_grant" not in g:
         return response
     budget, grant = g.caller_grant

@@ -1,4 +1,4 @@
-"""What machines and curious people ask: health, metrics, documentation."""
+"""Routes for health, metrics and documentation."""
 
 import base64
 import hashlib
@@ -34,7 +34,7 @@ def blueprint(app: Flask, adapters: Adapters) -> Blueprint:
 
     @routes.get("/")
     def home() -> Response:
-        """Whoever opens the address in a browser is led to the documentation, until there is a console."""
+        """Redirects a browser to the documentation, until there is a console."""
         response = Response(status=302, headers={"Location": "/docs/"})
         del response.headers["Content-Type"]
         return response
@@ -42,20 +42,20 @@ def blueprint(app: Flask, adapters: Adapters) -> Blueprint:
     @routes.get("/healthz")
     @endpoint("Is the process up?", roles=None, answers={200: schemas.Healthy})
     def healthz() -> Any:
-        """For a liveness probe: says nothing of the database and of Redis."""
+        """For a liveness probe. Checks neither the database nor Redis."""
         return {}, 200
 
     @routes.get("/readyz")
     @endpoint("Can messages be accepted and sent?", roles=None, answers={200: schemas.Ready, 503: schemas.Ready})
     def readyz() -> Any:
-        """For a readiness probe: the database, Redis, a live pacer and a live worker; what is missing is named."""
+        """For a readiness probe: checks the database, Redis, a live pacer and a live worker, and names missing ones."""
         missing = reader.ready()
         return {"status": "not ready" if missing else "ready", "missing": missing}, 503 if missing else 200
 
     @routes.get("/metrics")
     @endpoint("Metrics, for Prometheus", roles=None, answers={200: None}, errors=(401,))
     def metrics() -> Any:
-        """What this machine's processes have counted, and how things stand. Asks for `METRICS_TOKEN` if that is set."""
+        """Counters of this machine's processes and gauges of the state. Requires `METRICS_TOKEN` if it is set."""
         if not exposition.may_see(request.headers.get("Authorization", ""), token):
             raise not_authenticated()
         body = generate_latest(counts.counted()) + generate_latest(standing)
@@ -71,7 +71,7 @@ def blueprint(app: Flask, adapters: Adapters) -> Blueprint:
 
 
 def docs() -> Blueprint:
-    """Swagger UI from its wheel: nothing is fetched from outside."""
+    """Serve Swagger UI from its wheel. Nothing is fetched from outside."""
     config: dict[str, Any] = {"app_name": "Paceline", "validatorUrl": "none", "tryItOutEnabled": True}
     config |= {"oauth2RedirectUrl": "/docs/oauth2-redirect.html"}
     pages = get_swaggerui_blueprint("/docs", "/openapi.json", config=config)
@@ -119,8 +119,10 @@ GAUGES = {
 
 
 class Standing:
-    """How things stand, read when asked; nothing of it grows with the queue. What cannot be read is left out, and
-    `store_up` or `redis_up` says why: counters are told all the same."""
+    """Gauges of the current state, read at each scrape. The cost does not grow with the queue.
+
+    If PostgreSQL or Redis is unavailable, its gauges are left out, and `store_up` or `redis_up` is 0. Counters are
+    always exported."""
 
     def __init__(self, adapters: Adapters) -> None:
         self._adapters = adapters

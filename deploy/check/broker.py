@@ -20,14 +20,14 @@ def findings(settings: Settings) -> Iterator[Finding]:
             connection.ensure_connection(max_retries=1, timeout=5)
     except Exception as error:
         where = "CELERY_BROKER_URL" if os.environ.get("CELERY_BROKER_URL") else "REDIS_URL"
-        yield Finding(Level.FAIL, WHAT, f"cannot connect ({error}); mend {where} or start the server")
+        yield Finding(Level.FAIL, WHAT, f"cannot connect ({error}); fix {where} or start the server")
         return
     try:
         policy = _evicts(settings)
     except redis.RedisError as error:
         yield Finding(Level.FAIL, WHAT, f"could not be asked whether it evicts ({error})")
         return
-    words = f"{policy} may throw away whom its messages are for, and no drain arrives; set maxmemory-policy noeviction"
+    words = f"{policy} may evict the bindings of queues, and then no drain arrives; set maxmemory-policy noeviction"
     yield Finding(Level.FAIL, WHAT, words) if policy else Finding(Level.OK, WHAT)
 
 

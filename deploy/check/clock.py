@@ -22,6 +22,6 @@ def compare(ask: Callable[[], float], clock: Callable[[], float] = time.time) ->
     off_s = apart_s(asked_s, theirs_s, clock())
     if abs(off_s) > TOLERATED_S:
         yield warn(
-            f"its clock is {abs(off_s):.0f} s {'ahead of' if off_s > 0 else 'behind'} this machine's: times given to "
-            "callers are wrong by as much, and a clock set one day holds tokens too long or too briefly: run NTP"
+            f"its clock is {abs(off_s):.0f} s {'ahead of' if off_s > 0 else 'behind'} this machine's: times in "
+            "answers are wrong by as much, and if the clock is corrected, tokens return too late or too early: run NTP"
         )

@@ -31,6 +31,6 @@ def findings(settings: Settings) -> Iterator[Finding]:
             Level.WARN,
             WHAT,
             f"another server does, {present.server}, since {present.since:%Y-%m-%d %H:%M:%S%z}; this one is "
-            f"{origin.server or 'a replica'}. Unless a pacer is about to take it over, as after a failover, have "
-            "REDIS_URL name the same server everywhere",
+            f"{origin.server or 'a replica'}. Unless a pacer is about to take it over, as after a failover, set "
+            "REDIS_URL to the same server everywhere",
         )

@@ -1,4 +1,4 @@
-"""PostgreSQL: the truth. Does it keep what it confirms, and let us work as the statements expect?
+"""Checks that PostgreSQL, the source of truth, keeps confirmed commits and behaves as the SQL statements expect.
 
 Everything is asked over a connection like the pool's own, so settings of the role, of the database and of a pooler in
 between are seen as the processes will see them.
@@ -99,10 +99,10 @@ def findings(settings: Settings) -> Iterator[Finding]:
 def _cannot_connect(words: str) -> str:
     if "unsupported startup parameter" in words:
         return (
-            "a PgBouncer refuses what connections ask for at their start; let it pass "
+            "PgBouncer refuses startup parameters of connections; allow them "
             "(ignore_startup_parameters = extra_float_digits,options) and see docs/operations.md for what else to set"
         )
-    return f"cannot connect ({' '.join(words.split())}); mend DATABASE_URL or start the server"
+    return f"cannot connect ({' '.join(words.split())}); fix DATABASE_URL or start the server"
 
 
 @rules.rule("PostgreSQL")
@@ -118,7 +118,7 @@ def _schema(s: Server) -> Iterator[Remark]:
     if at == head:
         yield note(head)
     elif migrations.reached(at):
-        yield warn(f"{at} is newer than this version ({head}): right for a roll-back by one release, and only for that")
+        yield warn(f"{at} is newer than this version ({head}): correct only for a rollback by one release")
     else:
         yield fail(f"{at or 'missing'}, and not at {head}; run `paceline migrate`")
 
@@ -126,7 +126,7 @@ def _schema(s: Server) -> Iterator[Remark]:
 @rules.rule("what is written")
 def _writable(s: Server) -> Iterator[Remark]:
     if s.parameters.get("in_hot_standby") == "on":
-        yield fail("this server is a hot standby and takes no writes; have DATABASE_URL name the primary")
+        yield fail("this server is a hot standby and takes no writes; set DATABASE_URL to the primary")
     elif s.parameters["transaction_read_only"] == "on":
         yield fail("transactions are read-only; set default_transaction_read_only = off for the role and the database")
     for table in s.tables:
@@ -147,7 +147,7 @@ def _durable(s: Server) -> Iterator[Remark]:
 def _isolation(s: Server) -> Iterator[Remark]:
     if (level := s.parameters["default_transaction_isolation"]) != "read committed":
         yield fail(
-            f"default_transaction_isolation = {level!r}: claims that meet fail instead of stepping aside; "
+            f"default_transaction_isolation = {level!r}: concurrent claims fail instead of skipping each other's rows; "
             "set it to 'read committed' for the role"
         )
 
@@ -155,7 +155,9 @@ def _isolation(s: Server) -> Iterator[Remark]:
 @rules.rule("text")
 def _encoding(s: Server) -> Iterator[Remark]:
     if (encoding := s.parameters["server_encoding"]) != "UTF8":
-        yield fail(f"the database is in {encoding}, and cannot hold every message; create it with ENCODING 'UTF8'")
+        yield fail(
+            f"the database has encoding {encoding} and cannot store every message; create it with ENCODING 'UTF8'"
+        )
 
 
 @rules.rule("sessions")
@@ -163,8 +165,8 @@ def _sessions(s: Server) -> Iterator[Remark]:
     with _like_presence(s.settings) as one, _like_presence(s.settings) as other:
         if shared([_backend(connection) for connection in (one, other, one, other)]):
             yield fail(
-                "a pooler hands sessions from one client to the next, so the lock that says that a worker lives "
-                "says nothing, and its messages are taken from it; use pool_mode = session"
+                "a pooler shares sessions between clients, so the advisory lock of a live worker is meaningless "
+                "and other workers take its messages over; use pool_mode = session"
             )
 
 
@@ -173,7 +175,7 @@ def _asked_for(s: Server) -> Iterator[Remark]:
     for name, asked in ASKED_FOR.items():  # a pooler may swallow it
         if s.parameters[name] != asked:
             yield warn(
-                f"{name} is {s.parameters[name]!r}, as if a pooler had swallowed our {asked!r}; "
+                f"{name} is {s.parameters[name]!r}, so a pooler may have dropped Paceline's {asked!r}; "
                 f"ALTER ROLE {s.db.all('SELECT quote_ident(current_user) AS role')[0]['role']} SET {name} = '{asked}'"
             )
 
@@ -183,11 +185,11 @@ def _timeouts(s: Server) -> Iterator[Remark]:
     idle_ms = int(s.parameters.get("idle_session_timeout", 0))
     if 0 < idle_ms <= 2 * BEAT_S * 1000:
         yield fail(
-            f"idle_session_timeout = {idle_ms} ms cuts the connection that says that a worker lives; set it to 0"
+            f"idle_session_timeout = {idle_ms} ms closes the connection of a worker's advisory lock; set it to 0"
         )
     for name in ("lock_timeout", "transaction_timeout"):  # the latter since PostgreSQL 17
         if 0 < int(s.parameters.get(name, 0)) < PATIENT_MS:
-            yield warn(f"{name} = {s.parameters[name]} ms turns waiting into failing; set it to 0 for the role")
+            yield warn(f"{name} = {s.parameters[name]} ms makes waiting statements fail; set it to 0 for the role")
 
 
 @rules.rule("connections")
@@ -196,7 +198,9 @@ def _connections(s: Server) -> Iterator[Remark]:
     if room < least:
         yield fail(f"{room} are allowed, and an API, a worker and two pacers need {least}; raise the limit")
     elif room < needed:
-        yield warn(f"{room} are allowed, and what runs now may need {needed}; raise max_connections, or use PgBouncer")
+        yield warn(
+            f"{room} are allowed, and the running processes may need {needed}; raise max_connections, or use PgBouncer"
+        )
 
 
 @rules.rule("vacuum")
@@ -218,8 +222,8 @@ def _limits(s: Server) -> Iterator[Remark]:
     long = [a.id for a in accounts.all_of(s.db) if a.limits and a.limits.longest_period_s + DAY_S > keep_s]
     if long:
         yield warn(
-            f"RETENTION_DAYS={s.settings.retention_days} will not be kept to: {len(long)} accounts "
-            f"(first: {long[0]}) have a limit whose period is longer, and attempts are the books of the tokens"
+            f"RETENTION_DAYS={s.settings.retention_days} will be exceeded: {len(long)} accounts "
+            f"(first: {long[0]}) have a limit with a longer period, for which attempts must be kept"
         )
 
 
@@ -231,14 +235,16 @@ def _credentials(s: Server) -> Iterator[Remark]:
     unreadable = [account_id for account_id, sealed in stored if not _opens(s.settings.vault, sealed)]
     if unreadable:
         yield fail(
-            f"{len(unreadable)} accounts' keys (first: {unreadable[0]}) cannot be read; put the key that they were "
-            "encrypted under into CREDENTIALS_KEY, or give them theirs again (PATCH /accounts/<id>)"
+            f"{len(unreadable)} accounts' keys (first: {unreadable[0]}) cannot be decrypted; add the key that "
+            "encrypted them to CREDENTIALS_KEY, or set the accounts' keys again (PATCH /accounts/<id>)"
         )
     clear = [account_id for account_id, sealed in stored if not is_sealed(sealed)]
     if clear:
-        yield warn(f"{len(clear)} accounts' keys (first: {clear[0]}) stand in the clear; run `paceline rekey`")
+        yield warn(f"{len(clear)} accounts' keys (first: {clear[0]}) are unencrypted; run `paceline rekey`")
     if stored and not s.settings.credentials_key:
-        yield note("encrypted under a key that JWT_SECRET_KEY makes; set CREDENTIALS_KEY before you change that one")
+        yield note(
+            "encrypted under a key derived from JWT_SECRET_KEY; set CREDENTIALS_KEY before you change JWT_SECRET_KEY"
+        )
 
 
 @rules.rule("budgets of accounts")
@@ -255,14 +261,14 @@ def _budgets(s: Server) -> Iterator[Remark]:
         limits = sorted({str(account.limits or s.settings.rate_limit) for account in together})
         if len(limits) > 1:
             yield warn(
-                f"{named} send with one key and have different limits ({'; '.join(limits)}): all of them hold; give "
+                f"{named} send with one key and have different limits ({'; '.join(limits)}): all of them apply; give "
                 "them the same limits, or keys of their own (PATCH /accounts/<id>)"
             )
         if len({account.budget for account in together}) > 1:
             yield warn(
-                f"{named} send with one key and have a budget each, so they may send more than the upstream allows; "
-                "the next worker of this version that sends for one of them puts this right: start one, and stop those "
-                "of older versions"
+                f"{named} send with one key but have separate budgets, so they may send more than the upstream "
+                "allows; start a worker of this version, which merges the budgets at its next send for one of them, "
+                "and stop workers of older versions"
             )
 
 

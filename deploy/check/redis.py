@@ -1,4 +1,4 @@
-"""Redis: tokens, wake-ups and, unless there is another broker, Celery's queue. It may forget; it must not evict."""
+"""Checks Redis: tokens, wake-ups and, without another broker, Celery's queue. It may lose data, but must not evict."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -49,7 +49,7 @@ def findings(url: str) -> Iterator[Finding]:
     try:
         yield from rules.judge(Server(client))
     except redis.RedisError as error:
-        yield Finding(Level.FAIL, "Redis", f"cannot connect ({error}); mend REDIS_URL or start the server")
+        yield Finding(Level.FAIL, "Redis", f"cannot connect ({error}); fix REDIS_URL or start the server")
     finally:
         client.close()
 
@@ -64,20 +64,24 @@ def _version(s: Server) -> Iterator[Remark]:
 @rules.rule("Redis stands alone")
 def _mode(s: Server) -> Iterator[Remark]:
     if s.info.get("redis_mode") == "sentinel":
-        yield fail("this is a Sentinel, which holds no data; have REDIS_URL name what leads to the present master")
+        yield fail(
+            "this is a Sentinel, which holds no data; set REDIS_URL to an address that leads to the current master"
+        )
     elif s.info.get("cluster_enabled"):
-        yield fail("it is a node of a cluster, and would say MOVED; have REDIS_URL name a single server")
+        yield fail("it is a node of a cluster and would answer MOVED; set REDIS_URL to a single server")
 
 
 @rules.rule("Redis takes writes")
 def _writable(s: Server) -> Iterator[Remark]:
     if s.info.get("role") == "slave":
-        yield fail("it is a replica; have REDIS_URL name what leads to the present master")
+        yield fail("it is a replica; set REDIS_URL to an address that leads to the current master")
         return
     try:
         s.client.eval(_WRITE, 1, _SCRATCH)
     except redis.ResponseError as error:
-        yield fail(f"it refuses ({error}); let this user write to paceline:* and run scripts, and give it room")
+        yield fail(
+            f"it refuses ({error}); let this user write to paceline:* and run scripts; give the server enough memory"
+        )
 
 
 @rules.rule("Redis passes on what is published")
@@ -85,13 +89,13 @@ def _channel(s: Server) -> Iterator[Remark]:
     try:
         s.client.publish(NUDGE, "1")
     except redis.exceptions.NoPermissionError as error:
-        yield fail(f"it refuses ({error}); let this user publish and subscribe: ACL SETUSER … &paceline:*")
+        yield fail(f"it refuses ({error}); allow this user to publish and subscribe: ACL SETUSER … &paceline:*")
 
 
 @rules.rule("Redis evicts nothing")
 def _eviction(s: Server) -> Iterator[Remark]:
     if policy := s.evicts():
-        yield fail(f"{policy} throws tokens away, and too much would be sent; set maxmemory-policy noeviction")
+        yield fail(f"{policy} evicts tokens, and too many messages would be sent; set maxmemory-policy noeviction")
 
 
 @rules.rule("Redis has room")
@@ -99,12 +103,12 @@ def _room(s: Server) -> Iterator[Remark]:
     most, used = int(s.info.get("maxmemory", 0)), int(s.info.get("used_memory", 0))
     if most and most - used < ROOM_BYTES:
         yield warn(
-            f"{(most - used) // 2**20} MiB are left, and full it gives out no tokens; "
+            f"{(most - used) // 2**20} MiB are left, and a full Redis gives out no tokens; "
             f"raise maxmemory by {ROOM_BYTES // 2**20} MiB"
         )
     clients, connected = int(s.info.get("maxclients", 10_000)), int(s.info.get("connected_clients", 0))
     if clients - connected < CLIENTS:
-        yield warn(f"{clients - connected} connections are left, and a worker may want 50; raise maxclients")
+        yield warn(f"{clients - connected} connections are left, and a worker may need 50; raise maxclients")
 
 
 @rules.rule("Redis keeps connections")
@@ -112,7 +116,9 @@ def _idle(s: Server) -> Iterator[Remark]:
     with suppress(redis.ResponseError):  # a managed one may keep its configuration to itself
         idle_s = int(s.client.config_get("timeout").get("timeout") or 0)
         if 0 < idle_s < IDLE_S:
-            yield warn(f"it hangs up after {idle_s} s, so most calls begin with a new connection; set timeout 0")
+            yield warn(
+                f"it closes idle connections after {idle_s} s, so most calls open a new connection; set timeout 0"
+            )
 
 
 @rules.rule("Redis's clock")

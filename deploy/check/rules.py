@@ -1,7 +1,7 @@
-"""What a check is made of: rules, each a small function that yields what is wrong with its subject, and how to mend it.
+"""Rules of `paceline check`. A rule is a small function that yields each fault of its subject with the remedy.
 
-A rule that yields nothing is kept. `fail` is for what breaks a guarantee or stops the pipeline: `paceline check` then
-exits with 1. `warn` is for what costs speed, honesty or sleep. `note` only tells.
+A rule that yields nothing has passed. `fail` means that a guarantee is broken or the pipeline is stopped; `paceline
+check` then exits with 1. `warn` means slower, less accurate, or at a risk. `note` only informs.
 """
 
 from collections.abc import Callable, Iterator
@@ -52,5 +52,5 @@ class Rules(Generic[_S]):
             except self._away:
                 raise
             except Exception as error:  # a right that is missing, a connection cut: the other rules go on
-                remarks = [fail(f"could not be looked at ({type(error).__name__}: {error})")]
+                remarks = [fail(f"could not be checked ({type(error).__name__}: {error})")]
             yield from (Finding(remark.level, what, remark.words) for remark in remarks)

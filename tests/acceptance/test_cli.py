@@ -109,7 +109,7 @@ def test_check_as_a_worker_asks_for_no_token_keys(servers: Servers | DebianServe
 def test_check_names_each_fix() -> None:
     found = paceline("check", DATABASE_URL="postgresql://127.0.0.1:1/x", REDIS_URL="redis://127.0.0.1:1")
     assert found.returncode == 1
-    for fix in ("set exactly one of JWT_SECRET_KEY", "mend DATABASE_URL", "mend REDIS_URL"):
+    for fix in ("set exactly one of JWT_SECRET_KEY", "fix DATABASE_URL", "fix REDIS_URL"):
         assert fix in found.stdout
 
 

@@ -166,7 +166,7 @@ def await_setting(servers: Servers, name: str, value: str) -> None:
             "UPDATE accounts SET limits = '10/minute,1000/31d' WHERE id = 'default'",
             "UPDATE accounts SET limits = NULL WHERE id = 'default'",
             "limits of accounts",
-            "RETENTION_DAYS=30 will not be kept to",
+            "RETENTION_DAYS=30 will be exceeded",
         ),
         (
             "UPDATE accounts SET api_key = 'in the clear' WHERE id = 'default'",
@@ -178,7 +178,7 @@ def await_setting(servers: Servers, name: str, value: str) -> None:
             "UPDATE accounts SET api_key = 'fernet:under another key' WHERE id = 'default'",
             "UPDATE accounts SET api_key = NULL WHERE id = 'default'",
             "credentials of accounts",
-            "put the key that they were encrypted under into CREDENTIALS_KEY",
+            "add the key that encrypted them to CREDENTIALS_KEY",
         ),
         (
             "ALTER DATABASE scratch CONNECTION LIMIT 40",
@@ -213,8 +213,8 @@ def test_an_old_schema_is_told_so_and_nothing_else(at_home: Settings, scratch: s
             Level.WARN,
             "a, default send with one key and have different limits (1/second; 10/minute)",
         ),
-        ("NULL, NULL, NULL", Level.WARN, "a, default send with one key and have a budget each"),
-        ("NULL, 'key-of-the-house', NULL", Level.WARN, "a, default send with one key and have a budget each"),
+        ("NULL, NULL, NULL", Level.WARN, "a, default send with one key but have separate budgets"),
+        ("NULL, 'key-of-the-house', NULL", Level.WARN, "a, default send with one key but have separate budgets"),
         ("'10/60s', NULL, 'default'", None, ""),
         ("'1/s', 'own', NULL", None, ""),
     ],
