@@ -1,4 +1,4 @@
-"""Who asked for what, and from which request: what the audit keeps, and what logs and traces carry on."""
+"""The actor of a change and the request that it came from, for the audit, logs and traces."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actor:
-    """subject, role: as their token said. request_id: `X-Request-Id` of the request. traceparent: its place in a
+    """subject, role: from the access token. request_id: `X-Request-Id` of the request. traceparent: its position in a
     distributed trace (W3C Trace Context), if it is traced."""
 
     subject: str
@@ -19,11 +19,11 @@ class Actor:
 
 
 PACELINE = Actor(subject="paceline", role="system")
-"""What nobody asked for: the upstream closed an account, say."""
+"""The actor of changes that Paceline makes on its own, such as pausing an account that the upstream refuses."""
 
 
 class Action(StrEnum):
-    """What the audit tells of."""
+    """The changes that the audit records."""
 
     SEND = "send"
     SEND_BULK = "send_bulk"

@@ -1,9 +1,9 @@
-"""Which budget an account draws on. The upstream counts by credential, so accounts under one credential draw on one.
+"""Chooses the budget of each account. The upstream counts by credential, so accounts under one credential share one.
 
-Three rules keep every use in sight:
+Three rules ensure that every use is counted:
 
-* An account that is alone under its credential has a budget of its own. An account that comes under a credential in use
-  draws on the budget of the accounts that are there.
+* An account that is alone under its credential has its own budget. An account that gets a credential in use shares the
+  budget of the accounts under it.
 * A budget never changes its credential while accounts of both draw on it. An account that leaves gets a new budget.
 * If uses under a credential are spread over several budgets, the accounts get a new budget. Nothing is known of a new
   budget in Redis, so it is rebuilt before it gives a token, from the uses of all budgets that were drawn on under the
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """An account and its credential. names: what the credential may be called, the preferred name first; two accounts
+    """An account and its credential. names: names of the credential, the preferred one first; two accounts
     that have a name in common have one credential. settled: its budget was chosen for this credential.
     sends_already: it has sent under this credential, and its uses are in its present budget."""
 

@@ -1,4 +1,4 @@
-"""What follows from an outcome, and how long to wait. Pure: every row of the contract's table of answers, once.
+"""Decides what follows from an outcome, and how long to wait: the contract's table of answers. Pure.
 
 decide          after an attempt, or after a worker that died during one
 decide_lookup   after a lookup in the upstream's history
@@ -25,15 +25,15 @@ class DeferralReason(StrEnum):
     THROTTLED = "throttled"
     PAUSED = "paused"
     UPSTREAM = "upstream"
-    """The upstream serves nobody: its identity rests."""
+    """The upstream is unavailable, so its identity rests."""
     CREDIT = "credit"
-    """The credential is out of credit: its identity rests."""
+    """The credential is out of credit, so its identity rests."""
     IN_PROGRESS = "in_progress"
-    """The upstream still works on an earlier attempt under the same key."""
+    """The upstream still processes an earlier attempt under the same key."""
     WITHHELD = "withheld"
-    """Not sent, because an earlier attempt may have arrived and the key protects it no more."""
+    """Not sent, because an earlier attempt may have arrived and its key is too old to prevent a second delivery."""
     INTERRUPTED = "interrupted"
-    """Claimed, but not started before its loan ran out or the worker stopped: nothing left."""
+    """Claimed, but its loan ended or the worker stopped before the request started. Nothing was sent."""
 
 
 @dataclass(frozen=True, slots=True)

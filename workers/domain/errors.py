@@ -1,14 +1,14 @@
-"""The one tree of what can go wrong in the pipeline. The API turns each into its answer in one place."""
+"""The exception tree of the pipeline. `api.errors` turns each exception into an answer."""
 
 from typing import Any
 
 
 class PacelineError(Exception):
-    """Anything the pipeline raises on purpose."""
+    """Base class of the exceptions that the pipeline raises on purpose."""
 
 
 class NotFound(PacelineError):
-    """No such message or account, or none that the caller may know of. details: of many, which."""
+    """No such message or account, or it is outside the caller's claim. details: which items of a bulk request."""
 
     def __init__(self, words: str, details: dict[str, Any] | None = None) -> None:
         super().__init__(words)
@@ -16,11 +16,11 @@ class NotFound(PacelineError):
 
 
 class Conflict(PacelineError):
-    """The thing is there, but not in a state that allows this."""
+    """The message or account exists, but its state does not allow this."""
 
 
 class InvalidMessage(PacelineError):
-    """The message contradicts itself; `details` says so field by field."""
+    """The fields of the message contradict each other; `details` has the errors of each field."""
 
     def __init__(self, details: dict[str, Any]) -> None:
         super().__init__("The message is not valid")
@@ -28,12 +28,12 @@ class InvalidMessage(PacelineError):
 
 
 class KeyReused(Conflict):
-    """The Idempotency-Key came before, with another body."""
+    """The Idempotency-Key was used before with another body."""
 
 
 class QueueFull(PacelineError):
-    """The account has as many messages waiting as it may, or would have with `more`. why: what keeps room from being
-    made, if nobody can say when there will be some."""
+    """The account has, or with `more` messages would have, too many waiting messages. why: the reason that the queue
+    does not shrink, if the time of the next free place is unknown."""
 
     def __init__(
         self, account_id: str, depth: int, limit: int, retry_after_s: float, *, more: int = 1, why: str | None = None
@@ -53,7 +53,7 @@ class Unreadable(PacelineError):
 
 
 class StaleClaim(PacelineError):
-    """A drain tried to record what is not its own any more: the message has been rescued since."""
+    """A drain tried to record an outcome of a message that has been rescued from it."""
 
     def __init__(self, message_id: str, attempt: int) -> None:
         super().__init__(f"Attempt {attempt} of {message_id} is not open any more")
@@ -62,4 +62,4 @@ class StaleClaim(PacelineError):
 
 
 class StoreUnavailable(PacelineError):
-    """PostgreSQL did not answer. Nothing was accepted that it did not confirm."""
+    """PostgreSQL did not answer. A message that it did not confirm was not accepted."""

@@ -1,7 +1,7 @@
-"""What has happened: a frozen fact for each move, returned by the statement or the use case that made it.
+"""Events: one frozen fact per move, returned by the statement or use case that made the move.
 
-A move says what happened, and no more. What follows from it outside the database (counters, logs, wake-ups) hangs on
-its event in one place, `workers.services.publish`, after COMMIT.
+An event only says what happened. Its consequences outside the database (counters, logs, wake-ups) follow after COMMIT,
+in one place: `workers.services.publish`.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from workers.domain.state import State
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Anything that has happened."""
+    """Base class of events."""
 
 
 # --- accepted -------------------------------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ class Accepted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """What of a list went to one account. wake_in_s: as in `Accepted`."""
+    """The part of a list that belongs to one account. wake_in_s: as in `Accepted`."""
 
     account_id: str
     channel: str
@@ -46,7 +46,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceptedTogether(Event):
-    """A whole list, whose ids run from the first to the last."""
+    """A whole list of messages, with ids from `first_id` to `last_id`."""
 
     first_id: str
     last_id: str

@@ -1,4 +1,4 @@
-"""How an account and the whole are doing, and the words for it. Pure."""
+"""The health of an account and of the whole pipeline, with a text for people. Pure."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from datetime import datetime
 from enum import StrEnum
 
 NAMED = 3
-"""So many accounts are named in one sentence; the others are counted."""
+"""The most accounts that one sentence names; further accounts are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rest:
-    """An identity rests, because its upstream serves nobody (`away`) or it is out of credit (`credit`).
+    """An identity rests, because its upstream is unavailable (`away`) or it is out of credit (`credit`).
 
     left_s: seconds until one message may probe the upstream; 0 if it may now. since: when the first of `times` rests in
     a row began. error: the upstream's words, or the network's.

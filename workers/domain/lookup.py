@@ -1,9 +1,9 @@
-"""Did a message arrive? The answer from the upstream's own records, as a pure comparison.
+"""Compares a message with the upstream's history, to decide whether it arrived. Pure.
 
-Upstreams do not keep a text as it was sent: they trim it, compose its accents (NFC), change its line ends, escape it as
-HTML. So texts are compared without all of that. Absence is proved only if every entry since the attempt is explained:
-it is the recipient's own, or known to be another message of ours. One entry that nobody can explain may be this
-message, written in a way that we do not recognise: then the outcome stays unknown.
+Upstreams change stored texts: they trim them, compose accents (NFC), change line ends, or escape HTML. So the
+comparison ignores these differences. Absence is proved only if every entry since the attempt is explained: the
+recipient wrote it, or it is another message of ours. An unexplained entry may be this message in an unknown form, so
+the outcome stays unknown.
 """
 
 import html
@@ -25,7 +25,7 @@ class Author(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry of a chat's history. media_ids: None where the platform does not say."""
+    """One entry of a chat's history. media_ids: None if the platform does not tell."""
 
     id: str
     text: str
@@ -35,8 +35,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The entries of a chat since the first attempt that may have arrived. error: why they are not all there; what is
-    there still counts as a proof of presence. away: they are not, because the upstream serves nobody just now."""
+    """The entries of a chat since the first attempt that may have arrived.
+
+    error: why some entries are missing; the others can still prove presence. away: they are missing because the
+    upstream is unavailable."""
 
     entries: tuple[Entry, ...] = ()
     error: str | None = None
@@ -44,20 +46,20 @@ class History:
 
 
 class Evidence(StrEnum):
-    """What the upstream's history says of a message whose outcome is unknown."""
+    """The evidence of the upstream's history about a message of unknown outcome."""
 
     FOUND = "found"
     ABSENT = "absent"
     UNCLEAR = "unclear"
-    """There are entries that may be the message, and nothing proves that they are or are not."""
+    """Some entries may be the message. There is no proof of either."""
     UNAVAILABLE = "unavailable"
     AWAY = "away"
-    """The upstream serves nobody just now: the lookup is yet to be made."""
+    """The upstream is unavailable, so the lookup must be repeated later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of a lookup: the evidence, the upstream's id where found, and why if there is no proof."""
+    """The result of a lookup: the evidence, the upstream's id if found, and the reason if there is no proof."""
 
     evidence: Evidence
     upstream_id: str | None = None

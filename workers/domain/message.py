@@ -1,4 +1,4 @@
-"""A message as it enters, as it is claimed, and what is known of an account's line when it does."""
+"""A message when it is accepted, when it is claimed, and its line."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One recipient's messages of one priority on one account: they go one at a time, in order."""
+    """The messages of one account, recipient and priority. They are sent one at a time, in order."""
 
     account_id: str
     recipient_id: str
@@ -16,7 +16,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewMessage:
-    """A valid message, not accepted yet. Times are aware and UTC."""
+    """A valid message that is not accepted yet. Times are timezone-aware and UTC."""
 
     id: str
     account_id: str
@@ -35,8 +35,7 @@ class NewMessage:
 
 
 def rank(priority: int, *, redriven: bool = False) -> int:
-    """How urgent messages of this kind are: an account's messages are claimed in the order of their ranks, the highest
-    first, and within one rank by due time.
+    """Return the rank of a message. An account's messages are claimed by rank, highest first, then by due time.
 
     Priority decides. Within one priority fresh messages go before redriven ones. So the ranks are 21 and 20 for
     priority 10, 19 and 18 for priority 9, down to 3 and 2 for priority 1.
@@ -46,7 +45,7 @@ def rank(priority: int, *, redriven: bool = False) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A message in the hands of one drain: attempt number `attempt` is on record, under `token`.
+    """A message that one drain has claimed. Attempt number `attempt` is recorded, under `token`.
 
     tries: attempts since it was queued, this one included. due_s: how long it had been due when claimed.
     doubt_s: None if no attempt since then may have arrived. Else how long ago the message's first request left, which

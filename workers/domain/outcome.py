@@ -1,6 +1,4 @@
-"""What came of one request to an upstream, and who is to blame. Outcomes are values: channels return them, they do not
-raise them.
-"""
+"""The outcome of one request to an upstream, and its blame. Channels return outcomes as values, never raise them."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,19 +6,19 @@ from enum import StrEnum
 
 class OutcomeKind(StrEnum):
     ACCEPTED = "accepted"
-    """The upstream took the message and named it."""
+    """The upstream accepted the message and gave it an id."""
     THROTTLED = "throttled"
     """Refused for now: too many requests."""
     REJECTED = "rejected"
-    """Refused for good, as things are. `blame` says whose fault it is."""
+    """Refused permanently. `blame` says whose fault it is."""
     FAILED = "failed"
-    """Certainly not delivered, by the upstream's own word, and worth another attempt."""
+    """Certainly not delivered, because the upstream says so. Another attempt may succeed."""
     UNAVAILABLE = "unavailable"
-    """Certainly not delivered: nothing left, or the upstream turned it away unread. It serves nobody just now."""
+    """Certainly not delivered, and the upstream is unavailable: nothing was sent, or it refused the request unread."""
     IN_PROGRESS = "in_progress"
-    """The upstream still works on an earlier request under the same idempotency key."""
+    """The upstream still processes an earlier request under the same idempotency key."""
     UNKNOWN = "unknown"
-    """The request may have been delivered, and nothing proves that it was or was not."""
+    """The request may have been delivered. There is no proof of either."""
 
 
 class Blame(StrEnum):
@@ -36,15 +34,14 @@ class Blame(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """
-    kind, blame: see the table of answers in the contract. blame is None where the answer does not tell.
+    kind, blame: see the table of answers in the contract. blame is None if the answer does not show it.
     left: whether any byte of the request may have reached the upstream. If not, its token is refunded.
-    interrupted: not even tried, because the loan of its token had run out.
-    withheld: not even tried, because an earlier attempt may have arrived and nothing would keep this one from being
-        delivered a second time.
+    interrupted: not sent, because the loan of its token had ended.
+    withheld: not sent, because an earlier attempt may have arrived and nothing would prevent a second delivery.
     upstream_id: the upstream's id of an accepted message.
-    http_status, error: the upstream's words, for people; error never holds content or credentials.
+    http_status, error: the upstream's answer, for people. error never contains content or credentials.
     retry_after_s: how long the upstream asks to wait, if it said so.
-    probe_after_s: of a credential's fault that passes by itself: when to ask again with one message.
+    probe_after_s: for a fault of the credential that ends by itself: seconds until one message may probe again.
     latency_s: from start to answer.
     """
 
@@ -62,13 +59,13 @@ class Outcome:
 
     @property
     def refused(self) -> bool:
-        """Whether the upstream refused it for good: an upstream may replay such an answer under its key for ever. What
-        merely failed goes on under its key, in case that the upstream is wrong about having failed."""
+        """Whether the upstream refused the message permanently. An upstream may replay such an answer under its key for
+        ever. A message that merely failed keeps its key, in case it did arrive."""
         return self.http_status is not None and self.kind is OutcomeKind.REJECTED
 
     @property
     def serves(self) -> bool:
-        """Whether it shows an upstream that serves requests again."""
+        """Whether the outcome shows that the upstream is available."""
         if self.kind is OutcomeKind.UNAVAILABLE or self.probe_after_s is not None:
             return False
         return self.http_status is not None
@@ -78,8 +75,9 @@ class Outcome:
 class Capabilities:
     """What a channel kind declares about its upstream.
 
-    idempotent: the same request under the same key is delivered once. key_lifetime_s: for how long after the first use.
-    history: it can be asked what arrived in a chat.
+    idempotent: the same request under the same key is delivered once. key_lifetime_s: seconds after the first use for
+        which that holds.
+    history: the messages that arrived in a chat can be read.
     """
 
     idempotent: bool = False

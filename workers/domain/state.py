@@ -11,13 +11,14 @@
                                                                   │ └──► verifying ───┘
                                                        accepted   │          │ found
                                                                   ▼          ▼
-    cancel: cancelled    expiresAt: expired    gave up: failed   sent ◄──────┘
+    cancel: cancelled    expiresAt: expired    buried: failed    sent ◄──────┘
 
-A *line* is the messages of one account, recipient and priority. Its first member is `queued` or on its way; the others
-are `held`, so that one recipient gets one message at a time, in order, and a failing one holds back nobody else.
+A *line* is the messages of one account, recipient and priority. Its head is `queued`, `sending` or `verifying`; the
+other messages are `held`. So one recipient gets one message at a time, in order, and a failing message blocks only its
+line.
 
-The database holds the same: a CHECK of the states, one head per line by a unique index, and every write in
-`workers.store` names the state it expects.
+The database enforces this: a CHECK constrains the states, a unique index allows one head per line, and every write in
+`workers.store` names the state that it expects.
 """
 
 from collections.abc import Iterator
@@ -29,14 +30,14 @@ class State(StrEnum):
     SCHEDULED = "scheduled"
     """Accepted with a sendAt in the future. Entered on accept; moved on when due, by a drain or the reconciler."""
     HELD = "held"
-    """In line behind an earlier message to its recipient. Moved on by whoever takes the head out of the line."""
+    """In its line behind an earlier message. Moved on when the head leaves the line."""
     QUEUED = "queued"
-    """First of its line; goes when it is due and a token is free. Moved on by a claim."""
+    """Head of its line; sent when it is due and a token is free. Moved on by a claim."""
     SENDING = "sending"
-    """Claimed: an attempt is on record, the request may have left. Moved on by the drain that claimed it, or, if that
-    died or its deadline passed, by the reconciler."""
+    """Claimed: an attempt is recorded, and the request may have left. Moved on by the drain that claimed it. If the
+    drain died or its deadline passed, the reconciler moves it on."""
     VERIFYING = "verifying"
-    """The request may have arrived, and no answer says so: it is being looked up in the upstream's history."""
+    """The request may have arrived, but no answer proves it. It is looked up in the upstream's history."""
     SENT = "sent"
     FAILED = "failed"
     """A dead letter, open until an admin retries, resolves or dismisses it."""
@@ -45,7 +46,7 @@ class State(StrEnum):
 
     @property
     def status(self) -> "Status":
-        """What the outside is told."""
+        """The status that the API shows."""
         return _STATUS[self]
 
 
