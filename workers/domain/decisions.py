@@ -124,7 +124,7 @@ each 429 that follows."""
 TOKENS_LEFT_TO_OTHERS = 1.5
 """So many tokens a line lets pass after its second 429 in a row, if no other has got through."""
 FIRST_REST_S, LONGEST_REST_S = 5.0, 300.0
-"""How long an identity rests whose upstream serves nobody: the first time, and at most."""
+"""Seconds for which an identity rests if its upstream is unavailable: the first time, and at most."""
 IN_PROGRESS_S, LONGEST_IN_PROGRESS_S = 1.0, 300.0
 VERIFY_AFTER_S = 2.0
 """How long after the last moment a request can have left its arrival must show in the history."""

@@ -259,7 +259,7 @@ class AccountCoolingDown(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountResting(Event):
-    """Its upstream serves nobody (`away`), or asks for credit (`credit`)."""
+    """An identity rests: its upstream is unavailable (`away`), or asks for credit (`credit`)."""
 
     account_id: str
     kind: str

@@ -99,7 +99,7 @@ _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 
 
 def _readings(text: str) -> frozenset[str]:
-    """A text as plain text, and as HTML: nobody says which of the two it is."""
+    """Return a text read as plain text and as HTML, because the upstream does not say which of the two it is."""
     return frozenset({_bare(text), _bare(html.unescape(_TAG.sub("", text)))})
 
 
