@@ -21,7 +21,7 @@ from workers.services.queries import Dossier
 from workers.services.recovery import verify
 from workers.services.settle import Settlement, settle
 from workers.services.submit import Receipt
-from workers.store import accounts, audit, lookups
+from workers.store import accounts, audit, closures, lookups
 from workers.store.claims import claim_next
 from workers.store.session import Connection
 
@@ -137,7 +137,7 @@ def test_an_identity_rests_is_probed_by_one_message_and_opens_at_the_first_answe
 
 
 def test_while_one_probes_nobody_else_does(adapters: Adapters, submit: Submit, upstream: Sandbox) -> None:
-    adapters.db.transaction(lambda c: accounts.rest(c, "default", "away", "refused", 0.0, probed=False))
+    adapters.db.transaction(lambda c: closures.rest(c, "default", "away", "refused", 0.0, probed=False))
     upstream.latency_ms = 300
     for n in range(5):
         submit(f"fan-{n}")
@@ -151,35 +151,35 @@ def test_while_one_probes_nobody_else_does(adapters: Adapters, submit: Submit, u
 
 def test_a_probe_that_dies_gives_way_to_another(adapters: Adapters, submit: Submit) -> None:
     submit()
-    adapters.db.transaction(lambda c: accounts.rest(c, "default", "away", "refused", 0.0, probed=False))
-    assert accounts.begin_probe(adapters.db, "default", 0.05)
-    assert not accounts.begin_probe(adapters.db, "default", 0.05)
+    adapters.db.transaction(lambda c: closures.rest(c, "default", "away", "refused", 0.0, probed=False))
+    assert closures.begin_probe(adapters.db, "default", 0.05)
+    assert not closures.begin_probe(adapters.db, "default", 0.05)
     time.sleep(0.06)
-    assert accounts.begin_probe(adapters.db, "default", 0.05)
+    assert closures.begin_probe(adapters.db, "default", 0.05)
 
 
 def test_a_probe_without_a_message_is_none(adapters: Adapters, dispatcher: Dispatcher) -> None:
-    adapters.db.transaction(lambda c: accounts.rest(c, "default", "away", "refused", 0.0, probed=False))
+    adapters.db.transaction(lambda c: closures.rest(c, "default", "away", "refused", 0.0, probed=False))
     dispatcher.drain("default")
-    assert accounts.begin_probe(adapters.db, "default", 1.0)
+    assert closures.begin_probe(adapters.db, "default", 1.0)
 
 
 def test_an_identity_that_rests_keeps_no_drain_busy_when_nothing_waits(
     adapters: Adapters, dispatcher: Dispatcher
 ) -> None:
     """Before: a wake-up every 50 ms for ever, since there was no message to probe with."""
-    adapters.db.transaction(lambda c: accounts.rest(c, "default", "away", "refused", 0.0, probed=False))
+    adapters.db.transaction(lambda c: closures.rest(c, "default", "away", "refused", 0.0, probed=False))
     assert dispatcher.drain("default").next_s is None
     assert health(adapters)[0] == "healthy"  # nobody waits for it, and nobody knows how it is
-    accounts.open_again(adapters.db, "default")
+    closures.open_again(adapters.db, "default")
     adapters.accounts().pause("default", reason="lunch", until=datetime.now(UTC), by=ALICE)
     assert dispatcher.drain("default").next_s is None
 
 
 def test_a_probe_cut_short_by_this_process_says_nothing_of_the_upstream(adapters: Adapters, submit: Submit) -> None:
     submit()
-    adapters.db.transaction(lambda c: accounts.rest(c, "default", "away", "refused", 0.0, probed=False))
-    assert accounts.begin_probe(adapters.db, "default", 13.0)
+    adapters.db.transaction(lambda c: closures.rest(c, "default", "away", "refused", 0.0, probed=False))
+    assert closures.begin_probe(adapters.db, "default", 13.0)
     grant = adapters.tokens.borrow("default", adapters.settings.rate_limit, lease_s=13.0)
     claimed = claim_next(adapters.db, "default", grant.tokens, 1, 13.0, origin=grant.origin, probe=True)
     assert claimed is not None
@@ -198,8 +198,8 @@ def test_a_message_is_accepted_while_its_account_is_being_closed(adapters: Adapt
     """Its row refers to the account's. Before: it waited for the lock on that, and drains deadlocked with senders."""
 
     def work(c: Connection) -> bool:
-        accounts.cool_down(c, "default", 1.0)
-        accounts.rest(c, "default", "away", "refused", 0.0, probed=False)
+        closures.cool_down(c, "default", 1.0)
+        closures.rest(c, "default", "away", "refused", 0.0, probed=False)
         sender = threading.Thread(target=submit)
         sender.start()
         sender.join(5)
@@ -248,7 +248,7 @@ def test_a_throttled_line_is_blocked_by_its_cooldown_and_not_by_a_schedule(
 ) -> None:
     receipt = submit("jammed-1")
     dispatcher.drain("default")
-    accounts.lift_cooldown(adapters.db, "default")
+    closures.lift_cooldown(adapters.db, "default")
     adapters.tokens.lift_cooldown("default")
     adapters.db.all("UPDATE messages SET due_at = now() + interval '5 minutes'")
     waiting = dossier(adapters, receipt).waiting
@@ -312,7 +312,7 @@ def test_403_of_a_fan_ends_his_message_and_three_in_a_row_pause_the_account(
     assert found.paused_s == float("inf")
     assert "3 recipients in a row" in (found.pause_reason or "")
     assert health(adapters)[0] == "degraded"
-    accounts.resume(adapters.db, "default")
+    closures.resume(adapters.db, "default")
     submit("blocked-4")
     dispatcher.drain("default")  # the row begins anew
     assert account(adapters).paused_s == 0
@@ -439,7 +439,7 @@ def test_out_of_credit_is_probed_every_five_minutes_and_burns_nothing(
 
 def test_by_hand_a_rest_ends_for_all_that_share_it(adapters: Adapters) -> None:
     a, b, _ = two_under_one_key(adapters)
-    adapters.db.transaction(lambda c: accounts.rest(c, a, "credit", "Buy credits", 300.0, probed=False))
+    adapters.db.transaction(lambda c: closures.rest(c, a, "credit", "Buy credits", 300.0, probed=False))
     adapters.accounts().resume(b, by=ALICE)
     assert (account(adapters, a).rest, account(adapters, b).rest) == (None, None)
 
@@ -727,7 +727,7 @@ def test_status_says_what_is_wrong_and_since_when(
     adapters: Adapters, client: FlaskClient, bearer: Callable[..., dict[str, str]], submit: Submit
 ) -> None:
     submit()
-    adapters.db.transaction(lambda c: accounts.rest(c, "default", "away", "connection refused", 60.0, probed=False))
+    adapters.db.transaction(lambda c: closures.rest(c, "default", "away", "connection refused", 60.0, probed=False))
     adapters.wakeups.beat("worker", "1", 60)
     adapters.wakeups.beat("pacer", "1", 60)
     found = client.get("/api/onlyfans/messaging/status", headers=bearer("ops")).get_json()

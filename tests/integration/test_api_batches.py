@@ -13,7 +13,7 @@ from deploy.sandbox import Sandbox
 from workers.bootstrap import Adapters
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
-from workers.store import accounts, queries
+from workers.store import closures, queries
 
 ROOT = "/api/onlyfans/messaging"
 NONE = dict.fromkeys(("queued", "sending", "sent", "failed", "cancelled", "expired"), 0)
@@ -82,7 +82,7 @@ def test_the_end_of_a_batch_is_that_of_its_last_message_on_whatever_account(
 
 def test_nobody_can_say_when_a_paused_batch_ends(batch: Ask, submit: Submit, adapters: Adapters) -> None:
     newsletter(submit, 2)
-    accounts.pause(adapters.db, "default", "for tests")
+    closures.pause(adapters.db, "default", "for tests")
     assert batch("GET", "may").json["estimatedCompletionTime"] is None
     assert batch("DELETE", "may").json == {"cancelled": 2}
     assert batch("GET", "may").json["estimatedCompletionTime"] is None

@@ -25,7 +25,7 @@ from workers.bootstrap import Adapters
 from workers.services.dispatch import Dispatcher
 from workers.services.estimate import BlockedBy
 from workers.services.submit import Receipt
-from workers.store import accept, accounts, audit, lines, queries
+from workers.store import accept, audit, closures, lines, queries
 from workers.store.claims import claim_next
 from workers.store.session import Row
 
@@ -383,7 +383,7 @@ def test_every_estimate_is_the_one_that_a_single_message_would_have_got(
 
 
 def test_without_an_end_in_sight_there_is_no_completion_time(bulk: Send, adapters: Adapters) -> None:
-    accounts.pause(adapters.db, "default", "for tests")
+    closures.pause(adapters.db, "default", "for tests")
     answer = bulk("fan-1", "fan-2").json
     assert answer["estimatedCompletionTime"] is None
     assert [receipt["blockedBy"] for receipt in answer["messages"]] == ["paused", "paused"]
@@ -406,7 +406,7 @@ def test_they_are_sent_in_the_order_of_the_list(
 def test_each_account_is_woken_once(bulk: Send, adapters: Adapters, make_account: Callable[..., str]) -> None:
     for name in ("a", "b", "c"):
         make_account(name)
-    accounts.pause(adapters.db, "c", "for tests")
+    closures.pause(adapters.db, "c", "for tests")
     bulk(*(message(accountId=name) for name in "abcabc"))
     assert sorted(adapters.wakeups.take_due().accounts) == ["a", "b"]
 

@@ -14,7 +14,7 @@ from deploy.sandbox import Fault, Sandbox
 from workers.bootstrap import Adapters
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
-from workers.store import accounts
+from workers.store import closures
 from workers.store.session import Database
 
 LIST = "/api/onlyfans/messaging/messages"
@@ -80,7 +80,7 @@ def test_the_list_says_of_each_that_waits_what_the_message_itself_says(
         for n in range(4):
             submit(f"fan-{n % 2}", account_id=account_id, priority=5 + n // 3)
         submit("fan-9", account_id=account_id, send_at=datetime.now(UTC) + timedelta(hours=1))
-    accounts.pause(adapters.db, "paused", "for tests")
+    closures.pause(adapters.db, "paused", "for tests")
     listed = get().json["messages"]
     assert len(listed) == 16
     for message in listed:
@@ -224,7 +224,7 @@ def test_while_it_waits_it_says_where_and_why(whole: Callable[..., Any], submit:
     assert (shown["attempts"], shown["deferrals"], shown["failures"]) == ([], [], [])
     assert (whole(behind)["position"], whole(behind)["blockedBy"]) == (2, "ordering")
     assert (whole(later)["position"], whole(later)["blockedBy"]) == (3, "schedule")
-    accounts.pause(adapters.db, "default", "for tests")
+    closures.pause(adapters.db, "default", "for tests")
     assert (whole(first)["blockedBy"], whole(first)["estimatedSendTime"]) == ("paused", None)
 
 

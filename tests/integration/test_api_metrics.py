@@ -28,7 +28,7 @@ from workers.services.dispatch import Dispatcher
 from workers.services.settle import Settlement, settle
 from workers.services.submit import Receipt
 from workers.settings import Settings
-from workers.store import accounts, queries
+from workers.store import closures, queries
 from workers.store.claims import claim_next
 from workers.store.session import Database
 
@@ -108,10 +108,10 @@ def test_an_account_that_sends_nothing_says_why_and_who_closed_it(
 
 
 def test_it_says_for_how_long_an_upstream_has_rested(told: Callable[..., float | None], adapters: Adapters) -> None:
-    adapters.db.transaction(lambda c: accounts.rest(c, "default", "away", "refused", 60.0, probed=False))
+    adapters.db.transaction(lambda c: closures.rest(c, "default", "away", "refused", 60.0, probed=False))
     adapters.db.all("UPDATE accounts SET rest_since = now() - interval '90 seconds'")
     assert 90 <= (told("upstream_resting_seconds", account="default", reason="away") or 0) < 120
-    adapters.db.transaction(lambda c: accounts.open_again(c, "default"))
+    adapters.db.transaction(lambda c: closures.open_again(c, "default"))
     assert told("upstream_resting_seconds", account="default", reason="away") is None
 
 

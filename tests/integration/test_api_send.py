@@ -18,7 +18,7 @@ from workers.domain.decisions import DeferralReason
 from workers.domain.outcome import Outcome, OutcomeKind
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
-from workers.store import accounts, outcomes, queries
+from workers.store import closures, outcomes, queries
 from workers.store.claims import claim_next
 
 SEND = "/api/onlyfans/messaging/send"
@@ -283,7 +283,7 @@ def test_blocked_by_names_what_would_have_to_change(
         make_account(reason, limits="1/hour" if reason in ("rate", "both") else "10/minute")
     for account_id, recipient_id in (("rate", "fan-1"), ("ordering", "fan-new"), ("both", "fan-new")):
         submit(recipient_id, account_id=account_id)
-    accounts.pause(adapters.db, "paused", "for tests")
+    closures.pause(adapters.db, "paused", "for tests")
     adapters.tokens.cool_down("cooldown", 60)
 
     assert blocked("rate") == "rate"
@@ -314,7 +314,7 @@ def test_what_waits_for_its_next_try_is_blocked_by_that(
     )
     assert blocked(throttled) == "cooldown"
     assert blocked(send(sendAt=at(hours=1)).json["messageId"]) == "schedule"
-    accounts.pause(adapters.db, "default", "for tests")
+    closures.pause(adapters.db, "default", "for tests")
     assert blocked(tried) == "paused"
 
 
@@ -336,9 +336,9 @@ def test_the_estimate_knows_limits_schedule_and_pauses(
     for n in range(9):
         submit(f"fan-{n}")
     assert 55 < wait_s() < 62
-    accounts.pause(adapters.db, "default", "for a while", until=datetime.now(UTC) + timedelta(minutes=10))
+    closures.pause(adapters.db, "default", "for a while", until=datetime.now(UTC) + timedelta(minutes=10))
     assert 590 < wait_s() < 670
-    accounts.pause(adapters.db, "default", "without an end")
+    closures.pause(adapters.db, "default", "without an end")
     assert wait_s() is None
 
 
@@ -368,15 +368,15 @@ def test_a_full_queue_of_a_paused_account_says_so(
         return answer.json["error"], int(answer.headers["Retry-After"])
 
     assert client.post(SEND, json=body, headers=bearer()).status_code == 202
-    accounts.pause(full.db, "default", "the key is wrong")
+    closures.pause(full.db, "default", "the key is wrong")
     words, retry_after_s = refused()
     assert "It is paused (the key is wrong): there will be no room before somebody resumes it" in words
     assert retry_after_s == 300
-    accounts.pause(full.db, "default", "lunch", until=datetime.now(UTC) + timedelta(minutes=30))
+    closures.pause(full.db, "default", "lunch", until=datetime.now(UTC) + timedelta(minutes=30))
     words, retry_after_s = refused()
     assert "paused" not in words
     assert 1700 < retry_after_s <= 1800
-    accounts.resume(full.db, "default")
+    closures.resume(full.db, "default")
     full.redis.flushall()
     words, retry_after_s = refused()
     assert "Nobody can say when there will be room" in words
@@ -389,7 +389,7 @@ def test_a_full_queue_whose_upstream_is_unavailable_says_so(
     full = with_settings(max_queue_depth=1)
     client, body = create_app(full).test_client(), {"recipientId": "fan-1", "content": "Hello"}
     assert client.post(SEND, json=body, headers=bearer()).status_code == 202
-    full.db.transaction(lambda c: accounts.rest(c, "default", "unavailable", "connection refused", 60.0, probed=False))
+    full.db.transaction(lambda c: closures.rest(c, "default", "unavailable", "connection refused", 60.0, probed=False))
     answer = client.post(SEND, json=body, headers=bearer())
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, "300")
     assert "Its upstream is unavailable: there will be no room before that answers again" in answer.json["error"]

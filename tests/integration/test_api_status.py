@@ -14,7 +14,7 @@ from workers.bootstrap import Adapters, build
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
 from workers.settings import Settings
-from workers.store import accounts
+from workers.store import closures
 
 STATUS = "/api/onlyfans/messaging/status"
 
@@ -136,7 +136,7 @@ def test_why_an_account_stands_still(status: Callable[..., TestResponse], adapte
     assert account() == ("active", None, 10, True)
     adapters.tokens.cool_down("default", 3600)
     assert account() == ("cooldown", "throttled by the upstream for 3600 s more", 0, True)
-    accounts.pause(adapters.db, "default", "holidays")
+    closures.pause(adapters.db, "default", "holidays")
     assert account()[:2] == ("paused", "holidays")
 
 

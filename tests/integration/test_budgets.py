@@ -23,7 +23,7 @@ from workers.credentials import Vault
 from workers.services.recovery import Overlooked
 from workers.services.submit import Receipt
 from workers.settings import Settings
-from workers.store import accounts
+from workers.store import accounts, closures
 from workers.store.accounts import Account
 from workers.store.claims import claim_next
 
@@ -429,7 +429,7 @@ def test_a_cooldown_of_all_survives_the_loss_of_redis(
     ask: Ask, adapters: Adapters, submit: Submit, upstream: Sandbox
 ) -> None:
     budget = together(adapters, ask)
-    accounts.cool_down(adapters.db, "b", 30)
+    closures.cool_down(adapters.db, "b", 30)
     adapters.redis.flushall()
     rebuild(adapters)
     assert 25 < adapters.tokens.view(budget, adapters.settings.rate_limit).cooldown_s <= 30

@@ -18,7 +18,7 @@ from tests.conftest import ALICE, origin
 from workers.bootstrap import Adapters
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
-from workers.store import accounts, queries
+from workers.store import accounts, closures, queries
 from workers.store.claims import CLAIMED_AT_ONCE, claim_next
 from workers.store.queries import FailureFilter
 
@@ -248,7 +248,7 @@ END = "9998-12-31T23:59:59Z"
 def far_away(adapters: Adapters, make_account: Callable[..., str]) -> str:
     """One token a month, and none before the last year there is."""
     account = make_account("far-away", limits="1/31d")
-    accounts.pause(adapters.db, account, "for tests", until=datetime.fromisoformat(END))
+    closures.pause(adapters.db, account, "for tests", until=datetime.fromisoformat(END))
     return account
 
 
@@ -294,7 +294,7 @@ def test_a_full_queue_that_has_no_room_this_side_of_the_calendar_is_429(
     client = create_app(adapters).test_client()
     accounts.put(adapters.db, "far-away", limits=Limits.parse("1/31d"))
     adapters.tokens.open_new("far-away")
-    accounts.pause(adapters.db, "far-away", "for tests", until=datetime.fromisoformat(END))
+    closures.pause(adapters.db, "far-away", "for tests", until=datetime.fromisoformat(END))
     many = [{"recipientId": f"fan-{n}", "content": "Hello", "accountId": "far-away"} for n in range(13)]
     answers = [client.post(f"{ROOT}/send/bulk", json={"messages": many}, headers=bearer()) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [202, 429]
@@ -397,7 +397,7 @@ def test_everything_goes_when_it_was_told(
     upstream.latency_ms = 30
     adapters.wakeups.end_drain("five", "a-drain", latency_s=0.03)
     start = in_s(3)
-    accounts.pause(adapters.db, "five", "for tests", until=start)
+    closures.pause(adapters.db, "five", "for tests", until=start)
     scene(Scene(adapters, upstream, submit, start))
     told = {row["id"]: adapters.reader().message(row["id"], None) for row in adapters.db.all("SELECT id FROM messages")}
     assert datetime.now(UTC) < start, "too busy a machine"

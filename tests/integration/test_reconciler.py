@@ -18,7 +18,7 @@ from workers.engine.reconciler import Reconciler
 from workers.services import epochs, recovery
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
-from workers.store import accounts, waiting
+from workers.store import accounts, closures, waiting
 from workers.store.session import Connection, Row
 
 Submit = Callable[..., Receipt]
@@ -83,7 +83,7 @@ def test_one_paused_until_later_does_not_hide_another_without_its_wake_up(
 ) -> None:
     paused = make_account("paused")
     submit(account_id=paused)
-    accounts.pause(adapters.db, paused, "holiday", datetime.now(UTC) + timedelta(hours=5))
+    closures.pause(adapters.db, paused, "holiday", datetime.now(UTC) + timedelta(hours=5))
     adapters.wakeups.take_due()
     dispatcher.drain(paused)  # leaves its wake-up for the end of the pause
     rounds.tick()

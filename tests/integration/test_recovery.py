@@ -52,7 +52,7 @@ from workers.services.recovery import (
 )
 from workers.services.settle import Settlement, settle
 from workers.services.submit import Receipt
-from workers.store import accounts, budgets, endings, queries, upkeep
+from workers.store import accounts, budgets, closures, endings, queries, upkeep
 from workers.store.claims import claim_next, take_back
 from workers.store.glance import living
 from workers.store.session import Connection, Database
@@ -469,10 +469,10 @@ def test_who_may_not_send_is_not_looked_at(
 ) -> None:
     sleeps_on(adapters, submit)
     del viewed[:]
-    accounts.pause(adapters.db, "default", "holiday")
+    closures.pause(adapters.db, "default", "holiday")
     overlooked.wake()
-    accounts.resume(adapters.db, "default")
-    accounts.cool_down(adapters.db, "default", 60)
+    closures.resume(adapters.db, "default")
+    closures.cool_down(adapters.db, "default", 60)
     overlooked.wake()
     assert viewed == []
 

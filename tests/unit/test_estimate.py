@@ -12,7 +12,8 @@ from ratelimit import Limits, View
 from workers.domain.message import rank
 from workers.services.bulk import line_up
 from workers.services.estimate import estimate
-from workers.store.accounts import Account, Later, Standing
+from workers.store.accounts import Account
+from workers.store.backlog import Later, Standing
 
 NOW = datetime(2026, 11, 27, tzinfo=UTC)
 ACCOUNT = Account(id="a", channel="onlyfans", budget="a", limits=None, sealed_key=None)

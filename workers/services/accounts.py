@@ -13,7 +13,7 @@ from workers.domain.errors import Conflict, NotFound, Unreadable
 from workers.domain.events import AccountChanged, AccountPaused, AccountResumed
 from workers.services.budgets import Budgets, announce
 from workers.services.publish import Publisher
-from workers.store import accounts, audit, budgets, lines
+from workers.store import accounts, audit, budgets, closures, lines
 from workers.store.accounts import Account
 from workers.store.queries import Scope
 from workers.store.session import Connection, Database
@@ -81,7 +81,7 @@ class Accounts:
         """Hold its messages back. Raises NotFound."""
 
         def work(c: Connection) -> None:
-            if not accounts.pause(c, account_id, reason, until):
+            if not closures.pause(c, account_id, reason, until):
                 raise NotFound(f"No account {account_id}")
             audit.note(c, by, Action.PAUSE, account_id, reason=reason, until=until and until.isoformat())
 
@@ -95,11 +95,11 @@ class Accounts:
         on the same budget. Raises NotFound."""
 
         def work(c: Connection) -> list[str]:
-            if not accounts.resume(c, account_id):
+            if not closures.resume(c, account_id):
                 raise NotFound(f"No account {account_id}")
             audit.note(c, by, Action.RESUME, account_id)
-            accounts.open_again(c, account_id)
-            together = accounts.lift_cooldown(c, account_id)
+            closures.open_again(c, account_id)
+            together = closures.lift_cooldown(c, account_id)
             lines.end_line_rests(c, together)
             return together
 

@@ -15,7 +15,7 @@ from workers.domain.errors import NotFound
 from workers.domain.message import rank
 from workers.domain.state import State
 from workers.services.estimate import Place
-from workers.store.accounts import Later, Standing
+from workers.store.backlog import Later, Standing
 
 _DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 """Crockford's, in which ULIDs are written."""

@@ -14,7 +14,8 @@ from ratelimit import Limits, View, forecast_many, gone_before
 from ratelimit.tokens import START_WITHIN_S
 from workers.clock import moment_in
 from workers.domain.state import State
-from workers.store.accounts import Account, Standing
+from workers.store.accounts import Account
+from workers.store.backlog import Standing
 
 PROMPT_S = 0.5
 """What goes within this is not held back by anything worth naming."""

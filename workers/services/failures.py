@@ -13,7 +13,7 @@ from workers.domain.state import State
 from workers.services.estimate import Place, estimate
 from workers.services.publish import Publisher
 from workers.services.submit import check_times, look_at_all
-from workers.store import accounts, failures, queries
+from workers.store import backlog, failures, queries
 from workers.store.queries import Failed, FailureFilter, Scope
 from workers.store.session import Database, Row
 from workers.wakeups import Wakeups
@@ -110,7 +110,7 @@ class Failures:
         """When the last of these goes, account by account, once all that may be are queued again: behind whatever is
         more urgent, fresh messages of their own priority included."""
         shares = {share.account_id: share for share in found if share.going}
-        standings = accounts.standings(self.db, dict.fromkeys(shares))
+        standings = backlog.standings(self.db, dict.fromkeys(shares))
         asked = [(s.account, s.account.limits_in_force(self.default_limits)) for s in standings.values()]
         last = []
         for standing, (account, limits), (view, latency_s) in zip(

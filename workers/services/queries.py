@@ -14,9 +14,10 @@ from workers.domain.state import IN_FLIGHT, WAITING, State
 from workers.domain.state import Status as MessageStatus
 from workers.services.estimate import BlockedBy, Estimate, Place, estimate
 from workers.services.submit import behind_its_line, look_at_all
-from workers.store import accounts, audit, batches, epochs, queries
-from workers.store.accounts import Account, Standing
+from workers.store import accounts, audit, backlog, batches, epochs, queries
+from workers.store.accounts import Account
 from workers.store.audit import AuditFilter
+from workers.store.backlog import Standing
 from workers.store.queries import FailureFilter, MessageFilter, Scope
 from workers.store.session import Database, Row
 from workers.telemetry.logs import logger
@@ -297,7 +298,7 @@ class Reader:
         if not waiting:
             return {}
         last_due_at = {row["account_id"]: row["due_at"] for row in sorted(waiting, key=lambda row: row["due_at"])}
-        standings = accounts.standings(self.db, last_due_at)
+        standings = backlog.standings(self.db, last_due_at)
         places = self._places(waiting, standings)
         asked = [(standing.account, self._limits(standing.account)) for standing in standings.values()]
         looks = look_at_all(self.tokens, self.wakeups, asked)

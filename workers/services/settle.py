@@ -19,7 +19,7 @@ from workers.domain.errors import StaleClaim
 from workers.domain.events import AccountPaused, Event, Proved, Stale
 from workers.domain.message import Claim
 from workers.domain.outcome import Blame, Outcome
-from workers.store import accounts, audit, lines, outcomes
+from workers.store import audit, closures, lines, outcomes
 from workers.store.session import Connection
 
 RESTS = {DeferralReason.UPSTREAM: "away", DeferralReason.CREDIT: "credit"}
@@ -94,16 +94,16 @@ def _settle_account(c: Connection, settlement: Settlement) -> list[Event]:
         case Defer(reason) if reason in RESTS:
             return _rest(c, settlement, RESTS[reason])
         case Defer(cooldown_s=for_s) if for_s:
-            events += accounts.cool_down(c, account_id, for_s)
+            events += closures.cool_down(c, account_id, for_s)
         case Defer(DeferralReason.PAUSED) if outcome.blame is Blame.CREDENTIAL:
-            events += _noted(c, accounts.close_credential(c, account_id, words))
+            events += _noted(c, closures.close_credential(c, account_id, words))
         case Defer(DeferralReason.PAUSED):
-            events += _noted(c, accounts.close(c, account_id, words))
+            events += _noted(c, closures.close(c, account_id, words))
         case Bury(suspicious=True):
-            refused = accounts.note_refusal(c, claim)
+            refused = closures.note_refusal(c, claim)
             if refused >= REFUSALS_IN_A_ROW:
                 why = f"{refused} recipients in a row were refused; the last time the {words}"
-                events += _noted(c, accounts.close(c, account_id, why))
+                events += _noted(c, closures.close(c, account_id, why))
     if settlement.probed:
         events += _end_probe(c, settlement)
     return events
@@ -113,17 +113,17 @@ def _end_probe(c: Connection, settlement: Settlement) -> list[Event]:
     """The resting identity opens at the first answer of an upstream that serves requests again."""
     account_id, outcome = settlement.claim.account_id, settlement.outcome
     if outcome.serves:
-        return [*accounts.open_again(c, account_id)]
+        return [*closures.open_again(c, account_id)]
     if outcome.blame is Blame.UPSTREAM:
         return _rest(c, settlement, "away")
-    accounts.end_probe(c, account_id)  # not sent, or this process stopped: that says nothing of the upstream
+    closures.end_probe(c, account_id)  # not sent, or this process stopped: that says nothing of the upstream
     return []
 
 
 def _rest(c: Connection, settlement: Settlement, kind: str) -> list[Event]:
     claim, outcome = settlement.claim, settlement.outcome
     for_s = outcome.probe_after_s or rest_s(settlement.rests + 1, outcome.retry_after_s)
-    return [*accounts.rest(c, claim.account_id, kind, _words(outcome), for_s, probed=settlement.probed)]
+    return [*closures.rest(c, claim.account_id, kind, _words(outcome), for_s, probed=settlement.probed)]
 
 
 def _noted(c: Connection, paused: list[AccountPaused]) -> list[AccountPaused]:

@@ -18,9 +18,10 @@ from workers.domain.state import State
 from workers.services.bulk import Share, first_id, ids_like, latest, line_up, shares
 from workers.services.estimate import BlockedBy, Estimate, Place, estimate
 from workers.services.publish import Publisher
-from workers.store import accept, accounts, queries
+from workers.store import accept, backlog, queries
 from workers.store.accept import Accepted
-from workers.store.accounts import Account, LineAhead, Standing
+from workers.store.accounts import Account
+from workers.store.backlog import LineAhead, Standing
 from workers.store.session import Database
 from workers.telemetry.logs import logger
 from workers.wakeups import EXPECTED_LATENCY_S, Wakeups
@@ -86,7 +87,7 @@ class Submitter:
         StoreUnavailable; nothing is queued then.
         """
         message = NewMessage(id=f"msg_{ULID()}", account_id=account_id, **wanted)
-        standing = accounts.standing(self.db, message.line, message.send_at)
+        standing = backlog.standing(self.db, message.line, message.send_at)
         if standing is None:
             raise NotFound(f"No account {account_id}")
         place, after = self._place(message, standing)
@@ -126,7 +127,7 @@ class Submitter:
         which messages they mean. One line in the log and one entry per account in the audit stand for all: their ids
         run from the first to the last.
         """
-        standings = accounts.standings(self.db, latest(wanted))
+        standings = backlog.standings(self.db, latest(wanted))
         by_account = shares(wanted, standings)
         places, after = line_up(wanted, standings)
         with self._unless_accepted_before(by, key):

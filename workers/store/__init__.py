@@ -20,7 +20,9 @@ upkeep        what the reconciler does for all: claims of the dead, pruning, tal
 
 And beside the messages:
 
-accounts      accounts and their limits, pauses and cooldowns
+accounts      accounts and their limits and keys
+closures      why an account sends nothing: paused, resting, cooling down
+backlog       an account's waiting messages, as a new message finds them
 budgets       which account draws on which budget; every use of a token
 epochs        which Redis server gives out the tokens
 audit         who did what

@@ -12,7 +12,7 @@ from sqlalchemy import Boolean, ColumnElement, Select, and_, false, func, litera
 
 from workers.domain.decisions import DeadLetterReason
 from workers.domain.state import State
-from workers.store.accounts import LineAhead, line_ahead, line_head, line_held
+from workers.store.backlog import LineAhead, line_ahead, line_head, line_held
 from workers.store.lines import line_rests
 from workers.store.schema import TALLY_RANK, Attempt, DeadLetter, Message
 from workers.store.session import Database, Row

@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 from workers.domain.errors import StoreUnavailable
-from workers.store import accounts
+from workers.store import closures
 from workers.store.accounts import Account
 from workers.store.session import Database
 
@@ -28,13 +28,13 @@ class Probe:
     def begin(self, lease_s: float) -> bool:
         """Take the right for `lease_s` seconds, if the rest is over and no other drain has it."""
         over = self._rest is not None and not self._rest.left_s
-        self.held = bool(over and accounts.begin_probe(self._db, self._account_id, lease_s))
+        self.held = bool(over and closures.begin_probe(self._db, self._account_id, lease_s))
         return self.held
 
     def give_up(self) -> None:
         """Give back the right, as no message was sent with it."""
         with suppress(StoreUnavailable):  # then it ends by itself
-            accounts.end_probe(self._db, self._account_id)
+            closures.end_probe(self._db, self._account_id)
 
     def succeed(self) -> None:
         """The upstream has answered: the account rests no longer."""
