@@ -14,13 +14,10 @@ from api.errors import ApiError
 from workers.bootstrap import Adapters
 from workers.channels.registry import platforms
 from workers.domain.errors import NotFound
+from workers.domain.filters import AuditFilter, FailureFilter, MessageFilter
 from workers.domain.state import State, Status
 from workers.services.bulk import no_accounts
-from workers.services.cancel import cancel, cancel_batch
-from workers.services.queries import AccountStatus, Dossier, Waiting
-from workers.store.audit import AuditFilter
-from workers.store.queries import FailureFilter, MessageFilter
-from workers.store.session import Row
+from workers.services.reader import AccountStatus, Dossier, Waiting
 
 KEY_LENGTH = 255
 
@@ -28,7 +25,7 @@ KEY_LENGTH = 255
 def blueprint(adapters: Adapters) -> Blueprint:
     routes = Blueprint("messaging", __name__, url_prefix="/api/<channel>/messaging")
     submitter, reader, failures = adapters.submitter(), adapters.reader(), adapters.failures()
-    amender, known = adapters.amender(), platforms()
+    amender, canceller, known = adapters.amender(), adapters.canceller(), platforms()
 
     @routes.url_value_preprocessor
     def _take_channel(_endpoint: str | None, values: dict[str, Any] | None) -> None:
@@ -175,7 +172,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
     @endpoint("Cancel a waiting message", roles=SENDERS, answers={200: schemas.Cancelled}, errors=(409,))
     def delete(message_id: str) -> Any:
         """Keep a message from being sent. One that is being sent already is 409."""
-        cancel(adapters.db, adapters.publisher, message_id, scope=g.caller.scope(), by=actor())
+        canceller.cancel(message_id, scope=g.caller.scope(), by=actor())
         return {"message_id": message_id}, 200
 
     @routes.get("/batches/<path:batch_id>")
@@ -188,7 +185,7 @@ def blueprint(adapters: Adapters) -> Blueprint:
     @endpoint("Cancel what still waits of a batch", roles=SENDERS, answers={200: schemas.BatchCancelled})
     def delete_batch(batch_id: str) -> Any:
         """Stop a whole batch: everything that has not gone yet is cancelled, however many messages these are."""
-        cancelled = cancel_batch(adapters.db, adapters.publisher, batch_id, scope=g.caller.scope(), by=actor())
+        cancelled = canceller.cancel_batch(batch_id, scope=g.caller.scope(), by=actor())
         return {"cancelled": cancelled}, 200
 
     @routes.get("/failed")
@@ -310,11 +307,11 @@ def _with_accounts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return messages
 
 
-def _message(row: Row) -> Row:
+def _message(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"status": State(row["state"]).status, "attempt_count": row["attempts"]}
 
 
-def _whole(dossier: Dossier) -> Row:
+def _whole(dossier: Dossier) -> dict[str, Any]:
     shown = _message(dossier.message) | {
         "attempts": dossier.attempts,
         "deferrals": dossier.deferrals,
@@ -323,11 +320,11 @@ def _whole(dossier: Dossier) -> Row:
     return shown | _prospects(dossier.waiting)
 
 
-def _listed(row: Row, waiting: Waiting | None) -> Row:
+def _listed(row: dict[str, Any], waiting: Waiting | None) -> dict[str, Any]:
     return _message(row) | _prospects(waiting)
 
 
-def _prospects(waiting: Waiting | None) -> Row:
+def _prospects(waiting: Waiting | None) -> dict[str, Any]:
     """What can be said of a message while it waits, and not after."""
     return {
         "position": waiting and waiting.position,
@@ -336,7 +333,7 @@ def _prospects(waiting: Waiting | None) -> Row:
     }
 
 
-def _account(account: AccountStatus, now: datetime) -> Row:
+def _account(account: AccountStatus, now: datetime) -> dict[str, Any]:
     return {
         "account_id": account.account.id,
         "depth": account.depth,

@@ -18,7 +18,6 @@ from api.errors import not_authenticated
 from api.openapi import document
 from workers.bootstrap import Adapters
 from workers.domain.errors import StoreUnavailable
-from workers.store import queries
 from workers.telemetry import counts, exposition
 
 _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
@@ -140,8 +139,8 @@ class Standing:
 
     def _accounts(self, found: dict[str, GaugeMetricFamily]) -> None:
         try:
-            status = self._adapters.reader().status(None)
-            ages_s = queries.oldest_ages_s(self._adapters.db)
+            reader = self._adapters.reader()
+            status, ages_s = reader.status(None), reader.oldest_ages_s()
         except StoreUnavailable:
             found["paceline_store_up"].add_metric([], 0)
             return

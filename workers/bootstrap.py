@@ -15,10 +15,11 @@ from workers.credentials import Vault
 from workers.services.accounts import Accounts
 from workers.services.amend import Amender
 from workers.services.budgets import Budgets
+from workers.services.cancel import Canceller
 from workers.services.dispatch import Dispatcher
 from workers.services.failures import Failures
 from workers.services.publish import Publisher
-from workers.services.queries import Reader
+from workers.services.reader import Reader
 from workers.services.recovery import Rescuer
 from workers.services.senders import Senders
 from workers.services.submit import Submitter
@@ -63,6 +64,9 @@ class Adapters:
 
     def amender(self) -> Amender:
         return Amender(self.db, self.publisher)
+
+    def canceller(self) -> Canceller:
+        return Canceller(self.db, self.publisher)
 
     def accounts(self) -> Accounts:
         return Accounts(self.db, self.tokens, self.publisher, self.vault, self.budgets(), self.settings.rate_limit)

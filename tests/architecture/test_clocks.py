@@ -11,7 +11,7 @@ READ_IT = (
     "workers/services/amend.py",  # what a caller asks for, as are the last three
     "workers/services/bulk.py",  # in new ids, which only have to be unique
     "workers/services/failures.py",
-    "workers/services/queries.py",
+    "workers/services/reader.py",
     "workers/services/submit.py",
 )
 

@@ -14,10 +14,11 @@ from tests.conftest import ALICE, rebuild
 from workers.bootstrap import Adapters, build
 from workers.domain.decisions import FIRST_REST_S, LOOKUPS, ScheduleRetry
 from workers.domain.errors import StoreUnavailable
+from workers.domain.filters import AuditFilter
 from workers.domain.message import Claim
 from workers.domain.outcome import Outcome, OutcomeKind
 from workers.services.dispatch import Dispatcher
-from workers.services.queries import Dossier
+from workers.services.reader import Dossier
 from workers.services.recovery import verify
 from workers.services.settle import Settlement, settle
 from workers.services.submit import Receipt
@@ -402,7 +403,7 @@ def test_401_pauses_all_under_that_credential_and_nobody_else(
     assert [account(adapters, id_).paused_s for id_ in (a, b, c)] == [float("inf"), float("inf"), 0]
     assert account(adapters, b).pause_reason == "upstream answered 401: Key revoked"
     assert (state(adapters, receipt), dossier(adapters, receipt).attempts) == ("queued", [])
-    noted = audit.entries(adapters.db, audit.AuditFilter(action="pause"), None, 10)
+    noted = audit.entries(adapters.db, AuditFilter(action="pause"), None, 10)
     assert sorted(entry["account_id"] for entry in noted) == [a, b]
     status, words = health(adapters)
     assert status == "degraded"

@@ -22,6 +22,7 @@ from deploy.sandbox import Sandbox
 from ratelimit import Limits
 from tests.conftest import ALICE, origin
 from workers.bootstrap import Adapters
+from workers.domain.filters import AuditFilter
 from workers.services.dispatch import Dispatcher
 from workers.services.estimate import BlockedBy
 from workers.services.submit import Receipt
@@ -420,7 +421,7 @@ def test_one_line_and_one_entry_per_account_stand_for_them_all(
     [line] = [line for line in logged if line["event"] == "messages_accepted"]
     assert (line["count"], line["accounts"], line["request_id"]) == (3, 2, "r-1")
     assert (line["first_id"], line["last_id"]) == (first, third)
-    noted = audit.entries(adapters.db, audit.AuditFilter(), None, 10)
+    noted = audit.entries(adapters.db, AuditFilter(), None, 10)
     assert {(n["action"], n["subject"], n["request_id"]) for n in noted} == {("send_bulk", "alice", "r-1")}
     assert {n["account_id"]: n["details"] for n in noted} == {
         "default": {"messages": 2, "first": first, "last": second},

@@ -13,7 +13,7 @@ from werkzeug.test import TestResponse
 from api.app import create_app
 from tests.conftest import ALICE
 from workers.bootstrap import Adapters
-from workers.services.cancel import cancel
+from workers.domain.filters import MessageFilter
 from workers.services.dispatch import Dispatcher
 from workers.store import queries
 
@@ -34,7 +34,7 @@ def send(client: FlaskClient, bearer: Callable[..., dict[str, str]]) -> Send:
 
 
 def queued(adapters: Adapters) -> int:
-    return len(queries.messages(adapters.db, queries.MessageFilter(), None, 200))
+    return len(queries.messages(adapters.db, MessageFilter(), None, 200))
 
 
 def test_the_same_again_is_the_same_message(send: Send, adapters: Adapters) -> None:
@@ -118,7 +118,7 @@ def test_a_replay_says_how_the_message_stands(send: Send, adapters: Adapters, di
         send(f"key-{n}", recipientId=f"fan-{n}")
     last = send("key-last", recipientId="fan-last").json
     assert send("key-last", recipientId="fan-last").json["position"] == last["position"] == 4
-    cancel(adapters.db, adapters.publisher, send("key-0", recipientId="fan-0").json["messageId"], scope=None, by=ALICE)
+    adapters.canceller().cancel(send("key-0", recipientId="fan-0").json["messageId"], scope=None, by=ALICE)
     assert send("key-last", recipientId="fan-last").json["position"] == 3
     dispatcher.drain("default")
     over = send("key-last", recipientId="fan-last")

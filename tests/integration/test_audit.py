@@ -12,10 +12,10 @@ from deploy.sandbox import Fault, Sandbox
 from tests.conftest import ALICE
 from workers.bootstrap import Adapters
 from workers.domain.actor import Action
+from workers.domain.filters import AuditFilter
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
 from workers.store import audit, endings, failures
-from workers.store.audit import AuditFilter
 
 ROOT = "/api/onlyfans/messaging"
 Call = Callable[..., dict[str, Any]]

@@ -19,11 +19,11 @@ from sqlalchemy.dialects import postgresql
 from deploy.servers import Servers
 from workers.bootstrap import Adapters
 from workers.domain.errors import StoreUnavailable
+from workers.domain.filters import FailureFilter
 from workers.engine.presence import Presence
 from workers.services.submit import Receipt
 from workers.store import queries, session
 from workers.store.glance import LOCK_CLASS, living
-from workers.store.queries import FailureFilter
 from workers.store.session import Connection, Database
 
 Submit = Callable[..., Receipt]

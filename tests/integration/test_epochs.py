@@ -20,6 +20,7 @@ from ratelimit import Limits
 from tests.conftest import ALICE
 from tests.servers.address import Address
 from workers.bootstrap import Adapters, build
+from workers.domain.filters import MessageFilter
 from workers.engine.reconciler import Reconciler
 from workers.services.epochs import NOTE_EVERY_S, Keeper
 from workers.services.recovery import rebuild_tokens
@@ -188,7 +189,7 @@ def test_what_was_out_is_recorded_across_a_failover(
     worker.join()
     there.drain()
     assert most_in_a_window(strict) == 10
-    assert queries.messages(there.adapters.db, queries.MessageFilter(), None, 20)
+    assert queries.messages(there.adapters.db, MessageFilter(), None, 20)
     assert states(there.adapters).get("queued") == 2
 
 

@@ -16,11 +16,11 @@ from deploy.sandbox import Sandbox
 from ratelimit import Limits
 from tests.conftest import ALICE, origin
 from workers.bootstrap import Adapters
+from workers.domain.filters import FailureFilter
 from workers.services.dispatch import Dispatcher
 from workers.services.submit import Receipt
 from workers.store import accounts, closures, queries
 from workers.store.claims import CLAIMED_AT_ONCE, claim_next
-from workers.store.queries import FailureFilter
 
 ROOT = "/api/onlyfans/messaging"
 Submit = Callable[..., Receipt]

@@ -37,6 +37,7 @@ from workers.domain.decisions import (
 )
 from workers.domain.errors import StoreUnavailable
 from workers.domain.events import LateAnswer, Proved, Sent, Stale
+from workers.domain.filters import MessageFilter
 from workers.domain.message import Claim
 from workers.domain.outcome import Blame, Outcome, OutcomeKind
 from workers.engine.presence import Presence
@@ -369,7 +370,7 @@ def test_a_claim_made_while_the_books_are_read_is_void(adapters: Adapters, submi
     timer.start()
     dispatcher.drain("default")
     timer.cancel()
-    found = queries.messages(adapters.db, queries.MessageFilter(), None, 10)
+    found = queries.messages(adapters.db, MessageFilter(), None, 10)
     tried = queries.attempts(adapters.db, found[0]["id"])
     assert {attempt["deferral"] for attempt in tried} == {"interrupted"}
     assert upstream.summary()["arrivals"] == 0
@@ -728,7 +729,7 @@ def test_postgres_connections_cut_in_the_pool_are_replaced(adapters: Adapters, s
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'paceline tests'"
         )
     submit("fan-2")
-    assert len(queries.messages(adapters.db, queries.MessageFilter(), None, 10)) == 2
+    assert len(queries.messages(adapters.db, MessageFilter(), None, 10)) == 2
 
 
 def test_a_question_put_to_a_dead_connection_is_put_again(adapters: Adapters, submit: Submit) -> None:
@@ -737,7 +738,7 @@ def test_a_question_put_to_a_dead_connection_is_put_again(adapters: Adapters, su
         admin.execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'paceline tests'"
         )
-    assert len(queries.messages(adapters.db, queries.MessageFilter(), None, 10)) == 1
+    assert len(queries.messages(adapters.db, MessageFilter(), None, 10)) == 1
 
 
 def test_a_deferral_told_twice_does_not_touch_the_next_claim(adapters: Adapters, submit: Submit) -> None:
@@ -887,7 +888,7 @@ def test_one_entry_of_the_history_is_not_taken_for_two_messages(
             looker.start()
         for looker in lookers:
             looker.join()
-    found = queries.messages(adapters.db, queries.MessageFilter(), None, 10)
+    found = queries.messages(adapters.db, MessageFilter(), None, 10)
     assert sorted(row["state"] for row in found).count("sent") == 1
 
 

@@ -16,6 +16,7 @@ from tests.conftest import ALICE, origin
 from workers.bootstrap import Adapters
 from workers.domain.decisions import DeadLetterReason
 from workers.domain.errors import StaleClaim
+from workers.domain.filters import MessageFilter
 from workers.domain.message import Claim, Line, NewMessage
 from workers.domain.outcome import Outcome, OutcomeKind
 from workers.services.submit import Receipt
@@ -166,7 +167,7 @@ def test_the_tallies_agree_with_the_rows_whatever_happens(adapters: Adapters, su
     adapters.db.transaction(lambda c: outcomes.mark_sent(c, [(taken[0], Outcome(OutcomeKind.ACCEPTED))]))
     adapters.db.transaction(lambda c: outcomes.bury(c, taken[1], FAILED, DeadLetterReason.REJECTED))
     adapters.db.transaction(lambda c: outcomes.schedule_retry(c, taken[2], FAILED, 60.0))
-    endings.cancel(adapters.db, queries.messages(adapters.db, queries.MessageFilter(), None, 1)[0]["id"], ALICE)
+    endings.cancel(adapters.db, queries.messages(adapters.db, MessageFilter(), None, 1)[0]["id"], ALICE)
     adapters.db.transaction(lambda c: outcomes.bury(c, taken[3], FAILED, DeadLetterReason.REJECTED))
     failures.retry(adapters.db, [taken[3].message_id], ALICE, redriven=True)
     rows = "SELECT state, CASE WHEN redriven THEN -priority ELSE priority END AS priority, count(*) AS n FROM messages"

@@ -10,5 +10,6 @@ health     how an account and the whole are doing, in words
 budgets    which accounts draw on one budget
 actor      who asked for what
 remarks    what a check has to say
+filters    which rows a caller asks for, and which it may know of
 errors     what can go wrong
 """

@@ -12,5 +12,5 @@ publish        what follows from an event: counters, logs, wake-ups
 cancel, amend  take back or change what waits
 failures       dead letters
 accounts       limits, credentials, pauses; budgets: who shares one
-queries        what people ask
+reader         what people ask
 """

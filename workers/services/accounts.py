@@ -11,11 +11,11 @@ from workers.domain.actor import Action, Actor
 from workers.domain.budgets import Change
 from workers.domain.errors import Conflict, NotFound, Unreadable
 from workers.domain.events import AccountChanged, AccountPaused, AccountResumed
+from workers.domain.filters import Scope
 from workers.services.budgets import Budgets, announce
 from workers.services.publish import Publisher
 from workers.store import accounts, audit, budgets, closures, lines
 from workers.store.accounts import Account
-from workers.store.queries import Scope
 from workers.store.session import Connection, Database
 from workers.telemetry.logs import logger
 

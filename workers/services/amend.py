@@ -8,13 +8,13 @@ from typing import Any
 from workers.domain import events
 from workers.domain.actor import Actor
 from workers.domain.errors import Conflict, InvalidMessage, NotFound
+from workers.domain.filters import Scope
 from workers.services.cancel import refusal
 from workers.services.publish import Publisher
 from workers.services.submit import check_times
 from workers.store import amend as store
 from workers.store import queries
 from workers.store.amend import Amended
-from workers.store.queries import Scope
 from workers.store.session import Database, Row
 
 FIELDS = ("content", "priority", "send_at", "expires_at")

@@ -8,13 +8,14 @@ from ratelimit import Limits, Tokens
 from workers.domain.actor import Actor
 from workers.domain.errors import Conflict, NotFound
 from workers.domain.events import Dismissed, Redriven, Resolved, Retried
+from workers.domain.filters import FailureFilter, Scope
 from workers.domain.message import rank
 from workers.domain.state import State
 from workers.services.estimate import Place, estimate
 from workers.services.publish import Publisher
 from workers.services.submit import check_times, look_at_all
 from workers.store import backlog, failures, queries
-from workers.store.queries import Failed, FailureFilter, Scope
+from workers.store.queries import Failed
 from workers.store.session import Database, Row
 from workers.wakeups import Wakeups
 

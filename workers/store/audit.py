@@ -4,30 +4,15 @@ An entry is written in the transaction of what it tells of, so that there is nei
 that do so in a WITH of their own build on `entry`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from psycopg.types.json import Jsonb
 from sqlalchemy import select
 
 from workers.domain.actor import Action, Actor
+from workers.domain.filters import AuditFilter, Scope
 from workers.store.schema import AuditEntry
 from workers.store.session import Connection, Database, Row
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditFilter:
-    subject: str | None = None
-    action: str | None = None
-    account_id: str | None = None
-    message_id: str | None = None
-    request_id: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-    before_id: int | None = None
-    """Only older ones than this: the cursor."""
 
 
 def entry(action: Action, *, rows: str, message_id: str = "NULL", details: str = "NULL::jsonb") -> str:
@@ -63,7 +48,7 @@ def note(
     c.all(_NOTE, by_params(by) | about | {"details": Jsonb(details) if details else None})
 
 
-def entries(db: Database, wanted: AuditFilter, scope: Sequence[str] | None, limit: int) -> list[Row]:
+def entries(db: Database, wanted: AuditFilter, scope: Scope, limit: int) -> list[Row]:
     """Latest first. scope: the accounts the caller may know of; None for all."""
     query = select(AuditEntry.__table__)
     if scope is not None:

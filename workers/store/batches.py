@@ -7,13 +7,13 @@ takes the accounts that the caller may know of (`scope`; None for all).
 from collections.abc import Sequence
 
 from workers.domain.actor import Action, Actor
+from workers.domain.filters import Scope
 from workers.domain.message import Line
 from workers.domain.state import State
 from workers.store import audit
 from workers.store.endings import DOUBTFUL
 from workers.store.lines import elect_heads, line_rests
 from workers.store.plans import unindexed
-from workers.store.queries import Scope
 from workers.store.session import Connection, Database, Row
 
 _OF_BATCH = """

@@ -88,7 +88,7 @@ def claim_next(
     origin: where the tokens come from. None is returned, and nothing is claimed, if that is not the present epoch: then
     another server gives out the tokens, or this one has lost some that it gave out before.
     budget: where the tokens come from; None for the one that has the account's id. Nothing is claimed if the account
-    draws on another by now. probe: also of an account that rests; see `accounts.begin_probe`.
+    draws on another by now. probe: also of an account that rests; see `closures.begin_probe`.
     """
     if not tokens:
         return []

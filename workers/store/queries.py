@@ -4,45 +4,17 @@ Every query takes the accounts the caller may know of (`scope`; None for all): a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import NamedTuple
 
 from sqlalchemy import Boolean, ColumnElement, Select, and_, false, func, literal_column, not_, select
 
 from workers.domain.decisions import DeadLetterReason
+from workers.domain.filters import FailureFilter, MessageFilter, Scope
 from workers.domain.state import State
 from workers.store.backlog import LineAhead, line_ahead, line_head, line_held
 from workers.store.lines import line_rests
 from workers.store.schema import TALLY_RANK, Attempt, DeadLetter, Message
 from workers.store.session import Database, Row
-
-Scope = Sequence[str] | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MessageFilter:
-    states: Sequence[State] = ()
-    recipient_id: str | None = None
-    account_id: str | None = None
-    batch_id: str | None = None
-    before_id: str | None = None
-    """Only older ones than this: the cursor."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailureFilter:
-    reason: str | None = None
-    recipient_id: str | None = None
-    account_id: str | None = None
-    batch_id: str | None = None
-    http_status: int | None = None
-    words: Sequence[str] = ()
-    """Each must occur in the error, in upper or lower case."""
-    since: datetime | None = None
-    until: datetime | None = None
-    before_id: int | None = None
-    """Only dead letters older than this one: the cursor."""
 
 
 def message(db: Database, message_id: str, scope: Scope) -> Row | None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from ratelimit import Limits, Tokens, TokensUnavailable, View, forecast
 from workers.clock import moment_in
 from workers.domain.errors import NotFound, StoreUnavailable
+from workers.domain.filters import AuditFilter, FailureFilter, MessageFilter, Scope
 from workers.domain.health import Closed, Health, Refused, Trouble, account_troubles, health
 from workers.domain.message import rank
 from workers.domain.state import IN_FLIGHT, WAITING, State
@@ -16,9 +17,7 @@ from workers.services.estimate import BlockedBy, Estimate, Place, estimate
 from workers.services.submit import behind_its_line, look_at_all
 from workers.store import accounts, audit, backlog, batches, epochs, queries
 from workers.store.accounts import Account
-from workers.store.audit import AuditFilter
 from workers.store.backlog import Standing
-from workers.store.queries import FailureFilter, MessageFilter, Scope
 from workers.store.session import Database, Row
 from workers.telemetry.logs import logger
 from workers.wakeups import EXPECTED_LATENCY_S, Wakeups
@@ -259,6 +258,10 @@ class Reader:
             None if last_s is None else datetime.fromtimestamp(last_s, UTC),
             troubles,
         )
+
+    def oldest_ages_s(self) -> dict[str, float]:
+        """For each account, for how many seconds its oldest due message has waited."""
+        return queries.oldest_ages_s(self.db)
 
     def alive(self) -> dict[str, int] | None:
         """How many workers and pacers say that they live; None while Redis is away."""
