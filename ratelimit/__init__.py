@@ -5,6 +5,12 @@ the use. The token is on loan until the caller *returns* it (usable again one wh
 (certainly not used: usable at once). The owner of the resource sees the use at some time between borrow and return. So
 it never sees more than N uses in any rolling period, whatever the latency.
 
+tokens      borrow, return, refund; the Lua scripts beside it do each in one call
+limits      limits as people write them
+forecast    when the k-th in line will go
+connection  a Redis client with timeouts, and its scripts
+errors      what can go wrong
+
 The package does not depend on messages. It needs redis-py and nothing else.
 """
 

@@ -1,6 +1,15 @@
 """`paceline check`: is everything in place? One line for each rule, with its remedy where it is broken.
 
 It refuses (FAIL, exit code 1) what breaks a guarantee or stops the pipeline, and warns of what only costs.
+
+rules     what a check is made of
+settings  settings that make no sense together
+postgres  PostgreSQL keeps what it confirms
+redis     Redis may forget, and must not evict
+epoch     REDIS_URL leads to the server that gives out the tokens
+broker    Celery's broker
+upstream  the upstream can be reached, and takes our key
+clock     whether another machine's clock agrees with ours
 """
 
 from collections.abc import Callable, Iterator

@@ -5,6 +5,7 @@
     documents.py  NDJSON and a JSON array
     fields.py     checks of single fields: ids that a spreadsheet has changed, times without an offset
     files.py      `read`: every message of a file, checked, or every error with its line
+    words.py      errors in words for people
     sender.py     `Sender`: the lists, their Idempotency-Keys, and what the API answers
 
 Memory stays bounded whatever the size of the file: messages that have been checked wait in a temporary file.

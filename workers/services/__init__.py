@@ -11,6 +11,7 @@ recovery       rescue, rebuild, expire, verify: what puts things right after a f
 publish        what follows from an event: counters, logs, wake-ups
 cancel, amend  take back or change what waits
 failures       dead letters
-accounts       limits, credentials, pauses; budgets: who shares one
+accounts       limits, credentials, pauses
+budgets        which accounts share a budget
 reader         what people ask
 """

@@ -1,6 +1,7 @@
 """PostgreSQL, the truth. Every transition is one named statement that says from which state it moves.
 
-schema        the tables, as SQLAlchemy sees them; migrations/ makes them
+schema        the tables, as SQLAlchemy sees them
+migrations    schema changes, run by Alembic
 session       connections, and how errors of the database become ours
 plans         how statements are written, so that a plan that is kept stays good
 

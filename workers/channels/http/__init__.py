@@ -9,4 +9,5 @@ proxy         which proxy leads to a host, and how to ask it
 connection    one guarded connection: looks at the clock before every write
 answer        reads one answer
 retry_after   when an upstream wants to be asked again
+reach         whether an upstream can be reached, and takes our credential
 """

@@ -1,5 +1,9 @@
 """Schema changes, run by Alembic through `paceline migrate`. Each expands first and contracts in a later release, and
-changes one of the tables in use."""
+changes one of the tables in use.
+
+env       Alembic's entry
+versions  one module for each change
+"""
 
 import time
 from collections.abc import Callable
