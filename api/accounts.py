@@ -1,4 +1,4 @@
-"""Accounts: what they are, for everybody; their limits, credentials, settings and pauses, for admins."""
+"""Account routes: every role reads accounts; admins change limits, credentials, settings and pauses."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from workers.store.accounts import Account
 
 
 def add_routes(routes: Blueprint, adapters: Adapters) -> None:
-    """Add them to the messaging blueprint, under `/accounts`."""
+    """Add the account routes to the messaging blueprint, under `/accounts`."""
     accounts = adapters.accounts()
     default_limits = adapters.settings.rate_limit
 
@@ -32,14 +32,14 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
     @routes.get("/accounts")
     @endpoint("Accounts and their limits", roles=EVERYONE, answers={200: schemas.AccountList})
     def list_accounts() -> Any:
-        """Which accounts there are that you may know of, with their limits and states."""
+        """All accounts of your claim, with their limits and states."""
         found = [account for account in accounts.all_of(g.caller.scope()) if serves(account.channel, g.channel)]
         return {"accounts": [_shown(account, default_limits) for account in found]}, 200
 
     @routes.get("/accounts/<account_id>")
     @endpoint("One account", roles=EVERYONE, answers={200: schemas.AccountOut})
     def get_account(account_id: str) -> Any:
-        """One account as it is. Credentials are never shown."""
+        """One account with its limits and state. Credentials are never shown."""
         return _shown(accounts.get(g.caller.account(account_id)), default_limits), 200
 
     @routes.put("/accounts/<account_id>")
@@ -51,7 +51,7 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
         errors=(409,),
     )
     def put_account(account_id: str, body: dict[str, Any]) -> Any:
-        """Make an account, or give it all of its properties anew: what you leave out is cleared, except the
+        """Create an account or replace all of its properties. Omitted properties are cleared, except the
         credentials."""
         account_id = schemas.check_account_id(g.caller.account(account_id))
         kind = kind_of(g.channel, body.get("channel"))
@@ -78,7 +78,7 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
         errors=(409,),
     )
     def patch_account(account_id: str, body: dict[str, Any]) -> Any:
-        """Change what you name and keep the rest: the way to give an account a new key."""
+        """Change the named properties and keep the others. Use this to give an account a new key."""
         before = accounts.get(g.caller.account(account_id))
         kind = kind_of(g.channel, body.get("channel") or before.channel)
         wanted = body | checked(kind, body, patch=True)
@@ -88,7 +88,7 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
 
     @routes.post("/accounts/<account_id>/pause")
     @endpoint(
-        "Hold an account's messages back",
+        "Pause an account",
         roles=ADMINS,
         body=schemas.Pause,
         answers={200: schemas.AccountOut},
@@ -101,9 +101,9 @@ def add_routes(routes: Blueprint, adapters: Adapters) -> None:
         return _shown(account, default_limits), 200
 
     @routes.post("/accounts/<account_id>/resume")
-    @endpoint("Let an account's messages go on", roles=ADMINS, answers={200: schemas.AccountOut})
+    @endpoint("Resume an account", roles=ADMINS, answers={200: schemas.AccountOut})
     def resume(account_id: str) -> Any:
-        """Go on sending for an account."""
+        """Send for a paused account again, and end its cooldown."""
         return _shown(accounts.resume(g.caller.account(account_id), by=actor()), default_limits), 200
 
 
@@ -130,7 +130,7 @@ def _kind(kind: Kind, channel: Channel) -> dict[str, Any]:
 
 
 def _shown(account: Account, default_limits: Limits) -> dict[str, Any]:
-    """As the outside sees it: of its credentials, only whether it has any."""
+    """Return the public view of an account. Of its credentials, it only says whether it has any."""
     closed = account.closed()
     return {
         "account_id": account.id,

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, read off the routes themselves, and the pages that show it."""
+"""Generates the OpenAPI 3.1 document from the declarations of the routes."""
 
 import re
 from importlib.metadata import version
@@ -21,18 +21,22 @@ _PATH = {
     "batch_id": {"type": "string", "minLength": 1, "maxLength": 255},
 }
 _ERRORS = {
-    400: "The request is not valid; `details` says so field by field",
+    400: "The request is not valid; `details` has the errors of each field",
     401: "Not authenticated",
-    403: "The token's role may not do this",
-    404: "No such thing, or none that the caller may know of",
-    405: "This route does not take that method",
-    409: "Its state does not allow this",
+    403: "The role of the access token does not allow this",
+    404: "It does not exist, or is outside the caller's claim",
+    405: "This route does not support that method",
+    409: "The current state does not allow this",
     413: "The body is larger than 8 MiB, or has more than 500,000 names and values",
-    415: "The body is not declared to be JSON, or it is compressed",
-    429: "Over the caller's own limit, or the queue is full",
-    503: "Nothing can be accepted durably right now",
+    415: "The Content-Type is not JSON, or the body is compressed",
+    429: "The caller's limit is exceeded, or the queue is full",
+    503: "The database is unavailable, so nothing can be accepted durably",
 }
-_ANSWERS = {200: "Here it is", 202: "Queued: committed to the database", 503: "Not ready: what is missing"}
+_ANSWERS = {
+    200: "Success",
+    202: "Queued: committed to the database",
+    503: "Not ready; the answer names what is missing",
+}
 
 
 def _text(description: str, **schema: Any) -> dict[str, Any]:
@@ -40,16 +44,16 @@ def _text(description: str, **schema: Any) -> dict[str, Any]:
 
 
 _REQUEST_ID = {"name": "X-Request-Id", "in": "header"} | _text(
-    "A name for this request, echoed and logged if it is 1 to 128 of `A-Z a-z 0-9 . _ : -`; else it gets another",
+    "An id for this request, echoed and logged. Use 1 to 128 of `A-Z a-z 0-9 . _ : -`; otherwise it is replaced",
     examples=[examples.HEADERS["X-Request-Id"]],
 )
-_ON_EVERY_ANSWER = {"X-Request-Id": _text("Names this request in our logs", pattern="^[A-Za-z0-9._:-]{1,128}$")}
+_ON_EVERY_ANSWER = {"X-Request-Id": _text("The id of this request in the logs", pattern="^[A-Za-z0-9._:-]{1,128}$")}
 _ON_COUNTED_ANSWERS = {
     "RateLimit": _text(
-        "How many more requests the caller has, and for how long: `caller` counts writes, `reader` reads"
+        "How many requests the caller has left, and for how long: `caller` counts writes, `reader` reads"
     ),
     "RateLimit-Policy": _text(
-        "The caller's own limits: `API_RATE_LIMIT`, or `API_READ_LIMIT` for reads; not if it is `off`"
+        "The caller's limits: `API_RATE_LIMIT`, or `API_READ_LIMIT` for reads; absent if it is `off`"
     ),
 }
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer", "minimum": 1}}}
@@ -67,22 +71,22 @@ _ABOUT = f"""\
 Queues outbound messages and sends them exactly as fast as the upstream platform allows.
 
 **Try it out:** you need an access token. {_HOW}, beside `paceline up` or wherever `JWT_SECRET_KEY` is set. Press \
-*Authorize* and paste the token without `Bearer`. Every example below is accepted as it stands.
+*Authorize* and paste the token without `Bearer`. The API accepts every example below unchanged.
 
 **Times** are ISO 8601 with an offset; answers are in UTC. **Errors** have the same shape everywhere: `error` says \
-what is wrong, `details` where, and `requestId` finds it in the logs.
+what is wrong, `details` says where, and `requestId` finds the request in the logs.
 """
 _TAGS = {
-    "send": ("Sending", "Queue messages. What is answered 202 is on disk."),
-    "messages": ("Messages", "See what became of messages, and change or cancel those that still wait."),
-    "batches": ("Batches", "Messages that were given the same `batchId`."),
-    "status": ("Status", "How things stand."),
-    "failed": ("Failures", "Messages that were given up: see why, then retry, resolve or dismiss them."),
-    "accounts": ("Accounts", "Who messages are sent as: limits, credentials, pauses."),
-    "audit": ("Audit", "Who did what, and when."),
+    "send": ("Sending", "Queue messages. A message that is answered with 202 is on disk."),
+    "messages": ("Messages", "Find messages, and change or cancel those that still wait."),
+    "batches": ("Batches", "Messages with the same `batchId`."),
+    "status": ("Status", "State of queue and accounts."),
+    "failed": ("Failures", "Failed messages: see the reason, then retry, resolve or dismiss them."),
+    "accounts": ("Accounts", "Accounts that send messages: limits, credentials, pauses."),
+    "audit": ("Audit", "Who changed what, and when."),
     "operations": ("Operations", "For machines: health and metrics."),
 }
-"""What routes are grouped under, in the order in which one meets them: by the first part of their path."""
+"""Groups of routes in the documentation, in order of first use, by the first part of their path."""
 _GROUPED_WITH = {"test": "status", "channels": "accounts", "<message_id>": "failed"}
 
 

@@ -1,4 +1,4 @@
-"""The shapes of requests and answers. OpenAPI is generated from these, so they are also the documentation."""
+"""Schemas of requests and answers. OpenAPI is generated from them, so they are also the documentation."""
 
 import json
 import re
@@ -19,16 +19,16 @@ from workers.services.estimate import BlockedBy
 
 METADATA_BYTES = 4096
 METADATA_DEPTH = 64
-"""Deeper ones could be stored, but not read again by everybody: JSON parsers have limits."""
+"""The deepest nesting. Deeper values could be stored, but many JSON parsers could not read them again."""
 BULK_MESSAGES = 10_000
 MOST_WRONG = 100
-"""So many wrong entries of a list are enough: those after them are not looked at."""
+"""After this many invalid entries of a list, the rest of the list is not validated."""
 ACCOUNT_ID = r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,63}"
 LIMITS_LENGTH = 255
 NUMBER_CURSOR = r"^[1-9][0-9]{0,17}$"
 MESSAGE_ID = r"^msg_[0-9A-HJKMNP-TV-Z]{26}$"
 IDS = {"message_id": MESSAGE_ID, "account_id": f"^{ACCOUNT_ID}$"}
-"""What the ids in a path look like, by their names there."""
+"""Pattern of each id in a path, by its name there."""
 
 
 def iso(moment: datetime | None) -> str | None:
@@ -41,10 +41,10 @@ def iso(moment: datetime | None) -> str | None:
 
 
 class Time(fields.AwareDateTime):
-    """ISO-8601 with an offset. A time without one means another moment to everybody who reads it."""
+    """ISO-8601 with an offset. Readers would disagree about the meaning of a time without an offset."""
 
     pattern = r"^(?!0000|0001|9999)"
-    """For the document: what it takes besides being a `date-time`."""
+    """For OpenAPI: the constraints in addition to `date-time`."""
 
     def __init__(self, **kwargs: Any) -> None:
         words = "Has no offset. End it with Z for UTC, or with an offset such as +02:00."
@@ -62,7 +62,7 @@ class Time(fields.AwareDateTime):
 
 
 class Some(fields.List):
-    """A list that is counted before any of it is looked at, and then looked at until `MOST_WRONG` of it are wrong."""
+    """A list whose length is checked first. Then its entries are validated until `MOST_WRONG` of them are invalid."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[Any]:
         if not isinstance(value, list):
@@ -83,7 +83,7 @@ class Some(fields.List):
 
 
 class Words(Text):
-    """Up to ten words to look for."""
+    """Up to ten words to search for."""
 
     pattern = r"^[ \t\n\r]*[^ \t\n\r\x00]+([ \t\n\r]+[^ \t\n\r\x00]+){0,9}[ \t\n\r]*$"
     length, most = 255, 10
@@ -155,7 +155,7 @@ class Send(Strict):
         data_key="recipientId",
         required=True,
         validate=validate.Length(1, 255),
-        metadata={"description": "Whom it is for: the chat upstream"},
+        metadata={"description": "The recipient: the chat at the upstream"},
     )
     content = Text(
         required=True,
@@ -170,26 +170,30 @@ class Send(Strict):
     account_id = Text(
         data_key="accountId",
         validate=validate.Length(1, 64),
-        metadata={"description": "Whom it is from; the only account of the token, or else `default`"},
+        metadata={"description": "The sending account. Default: the token's only account, otherwise `default`"},
     )
     media_ids = Some(
         Text(validate=validate.Length(1, 255)),
         data_key="mediaIds",
         load_default=list,
         validate=validate.Length(max=100),
-        metadata={"description": "Ids of media uploaded upstream"},
+        metadata={"description": "Ids of media that were uploaded to the upstream"},
     )
-    send_at = Time(data_key="sendAt", allow_none=True, metadata={"description": "Not before this"})
-    expires_at = Time(data_key="expiresAt", allow_none=True, metadata={"description": "Not after this; then `expired`"})
+    send_at = Time(data_key="sendAt", allow_none=True, metadata={"description": "Do not send before this time"})
+    expires_at = Time(
+        data_key="expiresAt",
+        allow_none=True,
+        metadata={"description": "Do not send after this time; the message becomes `expired`"},
+    )
     batch_id = Text(
         data_key="batchId",
         allow_none=True,
         validate=validate.Length(1, 255),
-        metadata={"description": "A name of yours for a group of messages"},
+        metadata={"description": "Your name for a group of messages"},
     )
     metadata = Metadata(
         allow_none=True,
-        metadata={"description": "An object of yours, at most 4 KiB", "additionalProperties": True},
+        metadata={"description": "Your own data: a JSON object of at most 4 KiB", "additionalProperties": True},
     )
 
     rules = {
@@ -212,8 +216,14 @@ class Amend(Strict):
 
     content = Text(validate=validate.Length(max=10_000), metadata={"description": "May be empty only with mediaIds"})
     priority = Whole(validate=validate.Range(1, 10), metadata={"description": "1 (lowest) to 10 (most urgent)"})
-    send_at = Time(data_key="sendAt", allow_none=True, metadata={"description": "Not before this; null for at once"})
-    expires_at = Time(data_key="expiresAt", allow_none=True, metadata={"description": "Not after this; null for never"})
+    send_at = Time(
+        data_key="sendAt", allow_none=True, metadata={"description": "Do not send before this time; null: send at once"}
+    )
+    expires_at = Time(
+        data_key="expiresAt",
+        allow_none=True,
+        metadata={"description": "Do not send after this time; null: never expires"},
+    )
 
 
 class SendBulk(Strict):
@@ -228,11 +238,11 @@ class SendBulk(Strict):
         fields.Nested(Send),
         required=True,
         validate=validate.Length(1, BULK_MESSAGES),
-        metadata={"description": "Each as /send takes it; all are queued, or none"},
+        metadata={"description": "Messages as in /send; all of them are queued, or none"},
     )
 
     def handle_error(self, error: ValidationError, data: Any, **_: Any) -> None:
-        """Say how many messages were not looked at any more."""
+        """Report how many messages were not validated."""
         wrong = error.messages_dict.get("messages")
         if isinstance(wrong, dict) and (rest := len(data["messages"]) - 1 - max(wrong)) and len(wrong) == MOST_WRONG:
             error.messages_dict["more"] = [f"{rest:,} messages after these were not looked at."]
@@ -254,7 +264,7 @@ class MessagesQuery(Narrow):
 
 
 class FailureFilter(Narrow):
-    """Which open dead letters are meant."""
+    """Selects open dead letters."""
 
     reason = fields.Enum(DeadLetterReason, by_value=True)
     recipient_id = Text(data_key="recipientId", validate=validate.Length(1, 255))
@@ -270,7 +280,7 @@ class FailedQuery(FailureFilter):
     offset = fields.Integer(
         load_default=0,
         validate=validate.Range(0, 1_000_000_000),
-        metadata={"description": "Leaves failures out while somebody retries: prefer cursor"},
+        metadata={"description": "Misses failures while others are retried: prefer cursor"},
     )
     cursor = Text(
         validate=Matches(NUMBER_CURSOR, error="Must be the nextCursor of an earlier answer."),
@@ -309,7 +319,7 @@ class Redrive(FailureFilter):
     include_unknown = Flag(
         data_key="includeUnknown",
         load_default=False,
-        metadata={"description": "Also those whose outcome is unknown: they may arrive twice"},
+        metadata={"description": "Include messages whose outcome is unknown: they may arrive twice"},
     )
 
 
@@ -325,17 +335,17 @@ class Dismiss(Strict):
     reason = Text(
         required=True,
         validate=validate.Length(1, 1000),
-        metadata={"description": "Why it is not to be sent; kept in the audit"},
+        metadata={"description": "Why the message should not be sent; kept in the audit"},
     )
 
 
 class _Account(Strict):
-    """What may be said of an account, whether all of it is given or a part."""
+    """Properties of an account that PUT and PATCH share."""
 
     limits = LimitsField(
         allow_none=True,
         metadata={
-            "description": "1/second,10/minute,1000/day: every one holds at once; null for the default. "
+            "description": "1/second,10/minute,1000/day: all apply at once; null for the default. "
             "Accounts that send with the same key must have the same",
             "format": "limits",
             "minLength": 1,
@@ -350,7 +360,7 @@ class AccountIn(_Account):
     example = {"limits": "1/second,10/minute", "displayName": "Shop", "credentials": {"apiKey": "key-of-the-shop"}}
 
     credentials = OfKind(
-        "credentials", metadata={"description": "Write-only; left as they are if not given", "writeOnly": True}
+        "credentials", metadata={"description": "Write-only; unchanged if not given", "writeOnly": True}
     )
     settings = OfKind("account_settings", metadata={"description": "None if not given"})
 
@@ -363,13 +373,13 @@ class AccountPatch(_Account):
     credentials = OfKind(
         "credentials",
         allow_none=True,
-        metadata={"description": "Write-only; null: from now on it sends with the channel's key", "writeOnly": True},
+        metadata={"description": "Write-only; null: send with the channel's key from now on", "writeOnly": True},
     )
     settings = OfKind(
         "account_settings",
         patch=True,
         allow_none=True,
-        metadata={"description": "By name; null takes all of them away"},
+        metadata={"description": "By name; null removes all of them"},
     )
 
 
@@ -377,7 +387,9 @@ class Pause(Strict):
     example = {"reason": "Holidays"}
 
     reason = Text(required=True, validate=validate.Length(1, 1000))
-    until = Time(allow_none=True, metadata={"description": "Goes on by itself then; until resumed if not given"})
+    until = Time(
+        allow_none=True, metadata={"description": "The pause ends by itself at this time; if not given, only by resume"}
+    )
 
     @validates_schema(skip_on_field_errors=True)
     def _ends_later(self, data: dict[str, Any], **_: Any) -> None:
@@ -406,7 +418,7 @@ class Receipt(Schema):
         required=True,
         allow_none=True,
         metadata={
-            "description": "null if nobody can say: paused without an end, or the tokens are out of reach. "
+            "description": "null if unknown: the account is paused without an end, or the tokens are unavailable. "
             "What may expire or be cancelled before its turn is not foreseen: then others go earlier than told"
         },
     )
@@ -415,13 +427,13 @@ class Receipt(Schema):
     position = fields.Integer(
         required=True,
         allow_none=True,
-        metadata={"description": "Place in line, 1 for next to go; null in a replay once it waits no more"},
+        metadata={"description": "Position in the queue, 1 is next; null in a replay once it no longer waits"},
     )
     blocked_by = fields.Enum(BlockedBy, by_value=True, data_key="blockedBy", required=True, allow_none=True)
 
 
 class Receipts(fields.List):
-    """Thousands of receipts, written down by hand: several times as fast, and a test holds it to `Receipt`."""
+    """Serialises thousands of receipts without marshmallow, several times as fast. A test compares it to `Receipt`."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(fields.Nested(Receipt), **kwargs)
@@ -450,14 +462,14 @@ class BulkReceipt(Schema):
         data_key="estimatedCompletionTime",
         required=True,
         allow_none=True,
-        metadata={"description": "When the last of them will have gone; null if nobody can say, and in a replay"},
+        metadata={"description": "When the last of them will be sent; null if unknown, and in a replay"},
     )
 
 
 class AttemptOut(Schema):
     number = fields.Integer(required=True)
     started_at = Time(data_key="time", required=True)
-    outcome = fields.String(required=True, allow_none=True, metadata={"description": "null while it is under way"})
+    outcome = fields.String(required=True, allow_none=True, metadata={"description": "null while the request is open"})
     http_status = fields.Integer(data_key="httpStatus", required=True, allow_none=True)
     latency_ms = fields.Integer(data_key="latencyMs", required=True, allow_none=True)
     error = fields.String(required=True, allow_none=True)
@@ -503,7 +515,7 @@ class MessageListed(MessageOut):
     position = fields.Integer(
         required=True,
         allow_none=True,
-        metadata={"description": "Place in line, 1 for next to go; null once it has gone"},
+        metadata={"description": "Position in the queue, 1 is next; null once it no longer waits"},
     )
     estimated_at = Time(data_key="estimatedSendTime", required=True, allow_none=True)
     blocked_by = fields.Enum(BlockedBy, by_value=True, data_key="blockedBy", required=True, allow_none=True)
@@ -552,12 +564,12 @@ class BatchOut(Schema):
         data_key="estimatedCompletionTime",
         required=True,
         allow_none=True,
-        metadata={"description": "When the last of those that wait goes; null if none waits, or if nobody can say"},
+        metadata={"description": "When the last waiting message is sent; null if none waits, or if unknown"},
     )
 
 
 class BatchCancelled(Schema):
-    cancelled = fields.Integer(required=True, metadata={"description": "How many still waited"})
+    cancelled = fields.Integer(required=True, metadata={"description": "How many messages were cancelled"})
 
 
 class Cancelled(Schema):
@@ -575,14 +587,14 @@ class Retried(Schema):
 class Redriven(Schema):
     matched = fields.Integer(required=True)
     expired = fields.Integer(
-        required=True, metadata={"description": "Of these, left out because their expiresAt has passed"}
+        required=True, metadata={"description": "How many of these were left out because their expiresAt has passed"}
     )
     queued = fields.Integer(required=True)
     done_at = Time(
         data_key="estimatedCompletionTime",
         required=True,
         allow_none=True,
-        metadata={"description": "When the last of them will have gone; null if nobody can say"},
+        metadata={"description": "When the last of them will be sent; null if unknown"},
     )
 
 
@@ -623,7 +635,9 @@ class KindList(Schema):
 class AuditOut(Schema):
     id = fields.String(required=True)
     at = Time(required=True)
-    subject = fields.String(required=True, metadata={"description": "`sub` of the token; `paceline` for itself"})
+    subject = fields.String(
+        required=True, metadata={"description": "`sub` of the token; `paceline` for its own changes"}
+    )
     role = fields.String(required=True)
     action = fields.String(required=True, validate=validate.OneOf(list(map(str, Action))))
     account_id = fields.String(data_key="accountId", required=True)
@@ -653,7 +667,7 @@ class Ready(Schema):
 
 
 class QueueOut(Schema):
-    depth = fields.Integer(required=True, metadata={"description": "Waiting, scheduled ones included"})
+    depth = fields.Integer(required=True, metadata={"description": "Waiting messages, including scheduled ones"})
     in_flight = fields.Integer(data_key="inFlight", required=True)
     dlq_count = fields.Integer(data_key="dlqCount", required=True, metadata={"description": "Open dead letters"})
     total = fields.Integer(required=True)
@@ -663,7 +677,7 @@ class ProcessingOut(Schema):
     estimated_time_seconds = fields.Float(
         data_key="estimatedTimeSeconds",
         required=True,
-        metadata={"description": "Until the last waiting message goes, scheduled ones included"},
+        metadata={"description": "Seconds until the last waiting message is sent, including scheduled ones"},
     )
     rate_limit = fields.String(data_key="rateLimit", required=True)
     last_processed_at = Time(data_key="lastProcessedAt", required=True, allow_none=True)
