@@ -16,9 +16,8 @@ comes before the request, so that whatever kills this process, the attempt is on
 import math
 import secrets
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ratelimit import Limits, Tokens, TokensUnavailable
@@ -26,22 +25,22 @@ from workers.channels.base import Channel, Sender
 from workers.clock import monotonic_s
 from workers.credentials import Vault
 from workers.domain.decisions import Decision, Defer, DeferralReason, RetryPolicy, decide
-from workers.domain.errors import StoreUnavailable
 from workers.domain.events import AccountOpened, Started
 from workers.domain.message import Claim
 from workers.domain.outcome import OutcomeKind
 from workers.services.budgets import Budgets
 from workers.services.drain.hand import TokenHand
 from workers.services.drain.probe import Probe
+from workers.services.drain.record import Record
 from workers.services.drain.requests import WIDTH, Answer, Requests
 from workers.services.drain.slot import DrainSlot
 from workers.services.publish import Publisher
 from workers.services.senders import Senders
-from workers.services.settle import RESTS, Settled, Settlement, settle
+from workers.services.settle import RESTS, Settled, Settlement
 from workers.store import accounts, waiting
 from workers.store.accounts import Account
-from workers.store.claims import CLAIMED_AT_ONCE, claim_next, take_back
-from workers.store.session import Connection, Database
+from workers.store.claims import CLAIMED_AT_ONCE
+from workers.store.session import Database
 from workers.telemetry import metrics
 from workers.telemetry.logs import logger
 from workers.wakeups import Wakeups
@@ -152,6 +151,7 @@ class _Drain:
         self._channel = process.channels[account.channel]
         self._hand = TokenHand(process.tokens, process.db, account, self._limits, process.lease_s, process.left_over)
         self._requests = Requests(process.senders, self._channel, sender, process.send_timeout_s)
+        self._record = Record(process.db, self._hand, process.worker, process.lease_s)
         self._probe = Probe(process.db, account)
         self._closed = False  # whether the identity or the account has been closed since this drain began
         self._claimable = waiting.count_queued(process.db, account.id)  # about
@@ -218,69 +218,14 @@ class _Drain:
 
     def _record_and_claim(self, finished: list[Settlement], tokens: tuple[str, ...]) -> tuple[Settled, list[Claim]]:
         """Record what has ended and claim what comes next, in one COMMIT."""
-        self._hand.adopt_left_over()
-        if not (finished or tokens or self._hand.unconfirmed):
-            return Settled(), []
-
-        def work(c: Connection) -> tuple[Settled, list[Claim] | None]:
-            taken_back = take_back(c, self._hand.unconfirmed, self._process.worker)
-            settled = settle(c, finished)
-            if taken_back.count:
-                settled.events.append(taken_back)
-            claims = claim_next(
-                c,
-                self._account.id,
-                tokens,
-                self._process.worker,
-                self._process.lease_s,
-                origin=self._hand.origin,
-                budget=self._account.budget,
-                probe=self._probe.held,
-            )
-            return settled, claims
-
-        try:
-            settled, claimed = self._insist(work, tokens, must=bool(finished))
-        except BaseException:
-            self._hand.refunds(tokens)
-            raise
-        if claimed is None:  # the tokens are void, and go back as unused
-            self._hand.report_void()
-        claims = claimed or []
+        settled, claims = self._record.turn(finished, tokens, probe=self._probe.held, out=bool(self._requests))
         self._report.settled += len(finished)
         self._report.claimed += len(claims)
-        used = {claim.token for claim in claims}
-        self._hand.refunds(token for token in tokens if token not in used)
         if tokens:
             self._claimable = claims[0].queued - len(claims) if len(claims) == len(tokens) else 0
         else:
             self._claimable += settled.elected
         return settled, claims
-
-    def _insist(
-        self, work: Callable[[Connection], tuple[Settled, list[Claim] | None]], tokens: tuple[str, ...], *, must: bool
-    ) -> tuple[Settled, list[Claim] | None]:
-        """What was sent must be recorded: keep trying while this process lives. What it could not record in the end is
-        found by the reconciler as an attempt without an outcome."""
-        pause_s = 0.05
-        while True:
-            try:
-                only_claims = not (must or self._hand.unconfirmed)
-                done = self._process.db.single(work) if only_claims else self._process.db.transaction(work)
-                self._hand.unconfirmed = []
-                return done
-            except StoreUnavailable as error:
-                # The COMMIT may have gone through without an answer: its claims are taken back next time.
-                self._hand.unconfirmed += tokens
-                if not must and not self._requests:
-                    self._hand.leave_over()
-                    raise
-                if not must:  # nothing to record yet, but what is out must not be abandoned
-                    log.warning("claim_put_off", account_id=self._account.id, error=str(error))
-                    return Settled(), []
-                log.warning("record_delayed", account_id=self._account.id, error=str(error))
-                time.sleep(pause_s)
-                pause_s = min(pause_s * 2, 1.0)
 
     def _start(self, claims: list[Claim], free_s: float) -> None:
         # The exchange begins within START_WITHIN_S of borrowing, and after its COMMIT: so the books are in time, as
