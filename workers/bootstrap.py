@@ -10,7 +10,7 @@ from ratelimit import Tokens, connect
 from workers.channels.base import Channel
 from workers.channels.http.proxy import Proxy
 from workers.channels.http.upstream import Network
-from workers.channels.registry import kinds
+from workers.channels.registry import Channels, kinds
 from workers.credentials import Vault
 from workers.services.accounts import Accounts
 from workers.services.amend import Amender
@@ -108,7 +108,8 @@ def build(settings: Settings, *, pool_size: int = 10, name: str = "paceline") ->
     """Nothing connects before it is used."""
     client = connect(settings.redis_url)
     reached = network(settings)
-    channels = {name: kind.build(settings.channels[name], reached, SENDERS) for name, kind in kinds().items()}
+    config = settings.channels
+    channels = Channels((name, kind.build(config[name], reached, SENDERS)) for name, kind in kinds().items())
     begin_at_zero(list(channels))
     return Adapters(
         settings=settings,

@@ -19,13 +19,16 @@ from deploy.check import settings as settings_rules
 from deploy.check import upstream as upstream_rules
 from deploy.check.rules import Finding
 from deploy.cli import paceline
-from ratelimit import Limits
+from tests.conftest import origin
 from workers.bootstrap import Adapters
 from workers.channels import registry
 from workers.channels.registry import BadKind
+from workers.domain.errors import UnknownKind
 from workers.domain.remarks import Level
 from workers.environment import BadSetting
+from workers.services.submit import Receipt
 from workers.settings import Settings, problems, variables
+from workers.store.claims import claim_next
 
 BASE = "/api/telex/messaging"
 CREDENTIALS = {"user": "shop", "password": "word-of-the-shop"}
@@ -46,6 +49,7 @@ from workers.channels.http.transport import Transport
 from workers.channels.http.upstream import Upstream
 from workers.domain.lookup import History
 from workers.domain.outcome import Blame, Capabilities, Outcome, OutcomeKind
+from workers.domain.errors import UnknownKind
 from workers.domain.remarks import note
 from workers.environment import url, variable
 
@@ -294,5 +298,29 @@ def test_one_name_for_two_kinds_is_refused() -> None:
         registry.load([*registry.OURS, *registry.OURS])
 
 
-def test_limits_of_the_house_hold_for_every_kind(adapters: Adapters) -> None:
-    assert adapters.settings.rate_limit == Limits.parse("10/minute")
+def test_messages_of_a_kind_that_is_not_installed_here_wait_and_hold_up_nobody(
+    adapters: Adapters, submit: Callable[..., Receipt], make_account: Callable[..., str]
+) -> None:
+    """A worker without the kind claims nothing, changes no budget, and rescues what it can. Before: a KeyError ended
+    the round of rescues for all accounts."""
+    foreign, ours = make_account(), make_account()
+    receipts = [submit("fan-1", account_id=account_id) for account_id in (foreign, ours)]
+    for account_id in (foreign, ours):
+        assert claim(adapters, account_id)
+    adapters.db.all("UPDATE attempts SET deadline_at = now() - interval '1 hour'")
+    adapters.db.all("UPDATE accounts SET channel = 'gone' WHERE id = %(id)s", {"id": foreign})
+    before = adapters.db.one("SELECT * FROM accounts WHERE id = %(id)s", {"id": foreign})
+
+    assert adapters.rescuer().rescue() == 1
+    states = [adapters.reader().message(receipt.message_id, None).message["state"] for receipt in receipts]
+    assert states[0] == "sending"
+    assert states[1] != "sending"
+    with pytest.raises(UnknownKind, match="'gone' is not installed here; install its package"):
+        adapters.dispatcher(worker=1).drain(foreign)
+    assert adapters.db.one("SELECT * FROM accounts WHERE id = %(id)s", {"id": foreign}) == before
+
+
+def claim(adapters: Adapters, account_id: str) -> bool:
+    """Claim the account's next message, as a worker does that dies before it sends."""
+    found = claim_next(adapters.db, account_id, ["token"], worker=99, lease_s=10, origin=origin(adapters))
+    return bool(found)

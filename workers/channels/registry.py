@@ -14,7 +14,8 @@ from importlib.metadata import EntryPoint, entry_points
 
 from marshmallow import Schema
 
-from workers.channels.base import Kind
+from workers.channels.base import Channel, Kind
+from workers.domain.errors import UnknownKind
 from workers.environment import BadSetting
 
 GROUP = "paceline.channels"
@@ -45,6 +46,14 @@ def serves(channel: str, platform: str) -> bool:
     return platform == EVERY_PLATFORM or (channel in kinds() and kinds()[channel].platform == platform)
 
 
+class Channels(dict[str, Channel]):
+    """The channel of each kind that is installed here. Raises UnknownKind for any other: another process may have it,
+    as while a package is being rolled out, so the account's messages wait."""
+
+    def __missing__(self, kind: str) -> Channel:
+        raise UnknownKind(kind)
+
+
 def load(found: Iterable[EntryPoint]) -> Mapping[str, Kind]:
     """The kinds behind these entry points, by name. Raises BadKind."""
     loaded: dict[str, Kind] = {}
@@ -72,7 +81,11 @@ def _load(point: EntryPoint) -> Kind:
         raise _bad(point, f"is a {type(kind).__name__}; it must be a workers.channels.base.Kind")
     if kind.name != point.name:
         raise _bad(point, f"declares the name {kind.name!r}; the entry point must have the same name")
-    if not _NAME.fullmatch(kind.name) or not _NAME.fullmatch(kind.platform) or EVERY_PLATFORM in (kind.name,):
+    if (
+        not _NAME.fullmatch(kind.name)
+        or not _NAME.fullmatch(kind.platform)
+        or EVERY_PLATFORM in (kind.name, kind.platform)
+    ):
         raise _bad(point, "needs a name and a platform of 1 to 32 small letters, digits and hyphens, other than any")
     for what, schema in (("credentials", kind.credentials), ("account_settings", kind.account_settings)):
         if not (isinstance(schema, type) and issubclass(schema, Schema)):

@@ -52,6 +52,13 @@ class Unreadable(PacelineError):
     """An account's credentials were encrypted under a key that this process does not have."""
 
 
+class UnknownKind(PacelineError):
+    """An account's channel kind is not installed in this process."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(f"The channel kind {kind!r} is not installed here; install its package, as the API has it")
+
+
 class StaleClaim(PacelineError):
     """A drain tried to record an outcome of a message that has been rescued from it."""
 

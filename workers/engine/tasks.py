@@ -6,7 +6,7 @@ from typing import Any
 import structlog
 
 from ratelimit import TokensUnavailable
-from workers.domain.errors import StoreUnavailable, Unreadable
+from workers.domain.errors import StoreUnavailable, UnknownKind, Unreadable
 from workers.engine.celery_app import app
 from workers.services.recovery import verify as verify_due
 from workers.telemetry.logs import logger
@@ -28,6 +28,8 @@ def drain(self: Any, account_id: str) -> None:
         self.app.process.dispatcher.drain(account_id, (self.request.headers or {}).get(PUBLICATION))
     except Unreadable as error:
         log.error("credentials_unreadable", error=str(error))  # its messages wait for a worker that has the key
+    except UnknownKind as error:
+        log.error("channel_kind_unknown", error=str(error))  # its messages wait for a worker that has the kind
     except (StoreUnavailable, TokensUnavailable) as error:
         log.warning("drain_interrupted", error=str(error))  # the reconciler wakes the account again
 

@@ -37,8 +37,10 @@ class Budgets:
     def names(self, channel: str, credentials: Mapping[str, Any]) -> tuple[str, ...]:
         """What a credential may be called, the preferred name first. The key of a channel goes by the channel's name,
         so that a new ONLYFANS_API_KEY changes no budget. Empty if this process has no secret to take a fingerprint
-        with."""
-        identity = self.identities[channel](credentials) if channel in self.identities else None
+        with, or does not have the kind."""
+        if channel not in self.identities:
+            return ()
+        identity = self.identities[channel](credentials)
         if identity is None:
             return (f"channel:{channel}",)
         return self.vault.fingerprints(f"{channel}\0{identity}")

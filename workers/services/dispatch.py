@@ -124,8 +124,9 @@ class Dispatcher:
         self.latency_s[account_id] = known_s + _SMOOTHING * (latency_s - known_s)
 
     def _unlock(self, account: Account) -> tuple[Account, Sender]:
-        """Have the account's key at hand, and draw on the budget of that key. Raises Unreadable: another process may
-        have the key that opens it."""
+        """Have the account's credentials at hand, and draw on their budget. Raises UnknownKind or Unreadable: another
+        process may have the kind, or the key that opens them."""
+        _ = self.channels[account.channel]
         sender = Sender(self.vault.credentials(account.sealed_key), account.settings)
         return self.budgets.settled(account, sender.credentials), sender
 

@@ -31,7 +31,7 @@ from workers.domain.decisions import (
     decide,
     decide_lookup,
 )
-from workers.domain.errors import StaleClaim, Unreadable
+from workers.domain.errors import StaleClaim, UnknownKind, Unreadable
 from workers.domain.events import LookedUp, Rescued, Stale
 from workers.domain.lookup import Evidence, Finding, History, compare
 from workers.domain.outcome import Outcome, OutcomeKind
@@ -97,7 +97,10 @@ class Rescuer:
             patience_s = DEAD_FOR_S if calm_s >= self.back_for_s else DEAD_WHEN_BACK_S
             if not overdue and now - self.missing_since_s[orphan.worker] < patience_s:
                 continue
-            rescued += self._settle(orphan, "hung" if overdue else "died")
+            try:
+                rescued += self._settle(orphan, "hung" if overdue else "died")
+            except UnknownKind as error:  # a pacer that has the kind rescues it
+                log.error("channel_kind_unknown", account_id=orphan.claim.account_id, error=str(error))
         return rescued
 
     def _settle(self, orphan: upkeep.Orphan, what: str) -> int:
@@ -288,12 +291,14 @@ class _Verifier:
         account = accounts.get(self.db, claim.account_id)
         assert account is not None, "messages refer to accounts"
         try:
+            channel = self.channels[account.channel]
             credentials = self.vault.credentials(account.sealed_key)
-        except Unreadable as error:
-            # It is due again once its lease is over: for a worker that has the key.
-            log.error("credentials_unreadable", account_id=account.id, error=str(error))
+        except (UnknownKind, Unreadable) as error:
+            # The lookup is due again when its lease is over: for a worker that has the kind and the key.
+            event = "channel_kind_unknown" if isinstance(error, UnknownKind) else "credentials_unreadable"
+            log.error(event, account_id=account.id, error=str(error))
             return 0
-        finding = self._ask(self.channels[account.channel], Sender(credentials, account.settings), lookup)
+        finding = self._ask(channel, Sender(credentials, account.settings), lookup)
         try:
             decision = self.db.transaction(lambda c: self._record(c, lookup, finding))
         except StaleClaim:
