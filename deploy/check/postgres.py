@@ -180,7 +180,7 @@ def _asked_for(s: Server) -> Iterator[Remark]:
             )
 
 
-@rules.rule("time-outs")
+@rules.rule("timeouts")
 def _timeouts(s: Server) -> Iterator[Remark]:
     idle_ms = int(s.parameters.get("idle_session_timeout", 0))
     if 0 < idle_ms <= 2 * BEAT_S * 1000:

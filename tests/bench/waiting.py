@@ -23,9 +23,9 @@ CALM_FOR_S, CALM_WITHIN_S = 4.0, 40.0
 SETTLED_AFTER_S = 35.0
 """By then whatever looks at the accounts twice a minute has seen that they have no token, and until when."""
 STEPS, STEP_S = 3, 10
-"""Each round looks at the last 30 s, and so in part at what the one before has seen: what is done rarely (accounts
-looked at by name, chores, autovacuum's visit to one database or the other) is done every 30 s, and costs as much as all
-the rest does in a second or two. A shorter look sees it or does not, on either side."""
+"""A round measures the last 30 s, so it overlaps the round before. Rare work (names compared every tenth round of the
+reconciler, chores and autovacuum every 30 s) costs as much as everything else does in a second or two. A shorter round
+would contain that work on one side only, by chance."""
 
 Counters = Mapping[str, Callable[[], float]]
 """CPU seconds so far."""

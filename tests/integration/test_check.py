@@ -96,8 +96,8 @@ def test_a_server_as_it_comes_is_in_order(at_home: Settings) -> None:
         ("synchronous_commit", "off", "FAIL", "what is confirmed, is kept"),
         ("default_transaction_read_only", "on", "FAIL", "what is written"),
         ("default_transaction_isolation", "'repeatable read'", "FAIL", "transactions"),
-        ("idle_session_timeout", "'1s'", "FAIL", "time-outs"),
-        ("lock_timeout", "'100ms'", "warn", "time-outs"),
+        ("idle_session_timeout", "'1s'", "FAIL", "timeouts"),
+        ("lock_timeout", "'100ms'", "warn", "timeouts"),
     ],
 )
 def test_a_setting_of_the_database_that_is_wrong(

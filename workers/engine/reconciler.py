@@ -28,7 +28,7 @@ CHORES_S = 30.0
 PRUNED_AT_ONCE = 500
 DAY_S = 86_400.0
 VERIFY_EVERY_S = 1.0
-"""However many pacers there are, one look-up task is published this often."""
+"""However many pacers there are, one lookup task is published this often."""
 
 log = logger(__name__)
 

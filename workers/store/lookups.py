@@ -90,7 +90,7 @@ FROM accounts WHERE id = %(account_id)s
 
 
 def lock_chat(c: Connection, claim: Claim) -> None:
-    """Until the end of the transaction nobody else decides what was found in this chat: two look-ups at once must not
+    """Until the end of the transaction nobody else decides what was found in this chat: two lookups at once must not
     take one entry of the history for two messages. A later statement sees what whoever was first has committed.
     Accounts under one credential write into the same chat."""
     c.all(_LOCK_CHAT, {"account_id": claim.account_id, "recipient_id": claim.recipient_id})

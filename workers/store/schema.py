@@ -153,7 +153,7 @@ class Message(Base):
     batch_id: Mapped[str | None]
     queued_at: Mapped[datetime] = mapped_column(server_default=func.now())
     due_at: Mapped[datetime]
-    """Not before this: sendAt, the next retry, or the next look-up while `verifying`."""
+    """Not before this: sendAt, the next retry, or the next lookup while `verifying`."""
     send_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]
     estimated_at: Mapped[datetime | None]
@@ -165,7 +165,7 @@ class Message(Base):
     redriven: Mapped[bool] = mapped_column(Boolean, server_default="false")
     """Queued again with many others after a failure: goes behind fresh ones of its priority."""
     lookups: Mapped[int] = mapped_column(Integer, server_default="0")
-    """Look-ups of the present unknown outcome so far."""
+    """Lookups of the present unknown outcome so far."""
     refusals: Mapped[int] = mapped_column(Integer, server_default="0")
     """Answered refusals so far; each used up an idempotency key (`domain.message.Claim.key`)."""
     throttles: Mapped[int] = mapped_column(Integer, server_default="0")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from workers.clock import monotonic_s
 
 STALE_S = 60.0
-"""Beats come every second. A tick may take as long as every time-out in it together; a minute is more than that."""
+"""Beats come every second. A tick may take as long as every timeout in it together; a minute is more than that."""
 
 
 class Pulse:

@@ -1,7 +1,7 @@
 """Distributed traces, for who wants them: one from the POST to the upstream's answer, however long the message waited.
 
 Optional twice over: needs the extra `paceline[otel]`, and OTEL_EXPORTER_OTLP_ENDPOINT (OpenTelemetry's own variables
-say the rest: sampling, headers, time-outs). Otherwise nothing here costs anything. Spans carry ids and outcomes, never
+say the rest: sampling, headers, timeouts). Otherwise nothing here costs anything. Spans carry ids and outcomes, never
 content or credentials, and exceptions by their type alone: their words may quote either.
 """
 

@@ -41,7 +41,7 @@ class Due:
 class Nudges:
     """Tells one sleeper of wake-ups that come in earlier than all others. For one thread.
 
-    Not BLPOP with a time-out, which is as late as the server's next look at its clock: up to 100 ms on an idle one
+    Not BLPOP with a timeout, which is as late as the server's next look at its clock: up to 100 ms on an idle one
     (`hz 10`), for every token that comes back. Here the sleeper looks at its own.
     """
 
