@@ -103,7 +103,8 @@ class Dispatcher:
     def drain(self, account_id: str, publication: int | None = None) -> DrainReport:
         """Send what the account may send now. Leaves a wake-up for when there is more to do.
 
-        publication: the number that the pacer published this drain under; a stale copy does nothing."""
+        publication: the number that the pacer published this drain under; a stale copy does nothing. Raises Unreadable
+        or UnknownKind if this process lacks the key of the account's credentials or its channel kind."""
         report = DrainReport()
         account = accounts.get(self.db, account_id)
         if account is None:
@@ -124,9 +125,8 @@ class Dispatcher:
         self.latency_s[account_id] = known_s + _SMOOTHING * (latency_s - known_s)
 
     def _unlock(self, account: Account) -> tuple[Account, Sender]:
-        """Have the account's credentials at hand, and draw on their budget. Raises UnknownKind or Unreadable: another
-        process may have the kind, or the key that opens them."""
-        _ = self.channels[account.channel]
+        """Have the account's credentials at hand, and draw on their budget. Raises Unreadable: another process may have
+        the key that opens them."""
         sender = Sender(self.vault.credentials(account.sealed_key), account.settings)
         return self.budgets.settled(account, sender.credentials), sender
 
